@@ -1,0 +1,1 @@
+"""ZipAR inside vLLM: scheduler, model runner, worker and the client that asks for images."""

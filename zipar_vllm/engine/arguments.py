@@ -1,0 +1,54 @@
+"""The vLLM engine arguments image serving needs, and the check that nobody undid them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .vllm_api import current_platform
+
+SCHEDULER = "zipar_vllm.engine.scheduler.ZipARScheduler"
+CPU_WORKER = "zipar_vllm.engine.worker.ZipARCPUWorker"
+GPU_WORKER = "zipar_vllm.engine.worker.ZipARWorker"
+
+BLOCK_SIZE = 32
+"""KV slots a block: small, because a lane's last block is on average half empty."""
+
+
+def engine_arguments(model: str | Path) -> dict[str, Any]:
+    """Arguments for ``vllm.AsyncEngineArgs`` (or ``vllm.LLM``) that serve images from ``model``.
+
+    Callers may add to them, but not contradict them: see :func:`check_config`.
+    """
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "scheduler_cls": SCHEDULER,
+        "worker_cls": CPU_WORKER if current_platform.is_cpu() else GPU_WORKER,
+        "enable_prefix_caching": False,
+        "block_size": BLOCK_SIZE,
+    }
+    if not current_platform.is_cpu():
+        arguments["attention_config"] = {"backend": "CUSTOM"}
+        arguments["compilation_config"] = {"cudagraph_mode": "NONE"}
+    return arguments
+
+
+def check_config(vllm_config: Any) -> None:
+    """Refuse configurations that image decoding does not support.
+
+    Raises:
+        ValueError: names the option, what it is and what it has to be.
+    """
+    parallel = vllm_config.parallel_config
+    unsupported = {
+        "enable_prefix_caching": vllm_config.cache_config.enable_prefix_caching,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
+        "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
+        "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
+        "speculative_config": vllm_config.speculative_config is not None,
+        "kv_transfer_config": vllm_config.kv_transfer_config is not None,
+        "lora_config": vllm_config.lora_config is not None,
+    }
+    for option, is_set in unsupported.items():
+        if is_set:
+            raise ValueError(f"{option}: image decoding does not support it, leave it off")

@@ -1,0 +1,126 @@
+"""The attention backend vLLM's layers call; the arithmetic is :mod:`zipar_vllm.attention`'s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from zipar_vllm.attention.batch import StepAttention
+from zipar_vllm.attention.torch_attention import attend, write_kv
+
+from .vllm_api import (
+    AttentionBackend,
+    AttentionBackendEnum,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    KVCacheLayout,
+    MultipleOf,
+    current_platform,
+    register_backend,
+)
+
+
+def register() -> None:
+    """Make vLLM build its attention layers with this backend, in the calling process."""
+    member = AttentionBackendEnum.CPU_ATTN if current_platform.is_cpu() else "CUSTOM"
+    if isinstance(member, str):
+        member = AttentionBackendEnum[member]
+    register_backend(member, f"{__name__}.{ZipARAttentionBackend.__name__}")
+
+
+class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
+    """Attention over partly written slots, for any decoder with plain softmax attention."""
+
+    supported_dtypes = [torch.float16, torch.bfloat16, torch.float32]  # noqa: RUF012
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[ZipARAttentionImpl]:
+        return ZipARAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[AttentionMetadataBuilder]:
+        # The model runner builds the metadata itself: StepAttention, once a step.
+        return AttentionMetadataBuilder  # type: ignore[type-abstract]
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        return [MultipleOf(1)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        # Slots outermost within a block, so that a lane's blocks gather into one run of slots.
+        return (KVCacheLayout.LBNHC,)
+
+
+class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
+    """One layer's attention.
+
+    Raises:
+        NotImplementedError: the layer wants a feature the visibility rule is not defined for.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = "decoder",
+        kv_sharing_target_layer_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        unsupported = {
+            "ALiBi": alibi_slopes,
+            "a sliding window": sliding_window,
+            "logit soft-capping": logits_soft_cap,
+            "KV sharing between layers": kv_sharing_target_layer_name,
+            "a quantised KV cache": kv_cache_dtype.startswith("fp8"),
+            "attention sinks": kwargs.get("sinks"),
+        }
+        for feature, wanted in unsupported.items():
+            if wanted:
+                raise NotImplementedError(f"image decoding does not support {feature}")
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype = kv_cache_dtype
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: StepAttention | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Write this step's keys and values, then attend.
+
+        Args:
+            layer: Unused.
+            query: ``[inputs, heads, head_size]``.
+            key, value: ``[inputs, kv_heads, head_size]``.
+            kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``, slots outermost in memory.
+            attn_metadata: None while vLLM warms up or profiles.
+            output: ``[inputs, heads, head_size]``, written in place.
+            output_scale, output_block_scale: Unused.
+        """
+        if attn_metadata is None:
+            return output.zero_()
+        cache = kv_cache.transpose(1, 2)
+        write_kv(cache, key, value, attn_metadata.slot_mapping)
+        attend(query, cache, attn_metadata, self.scale, output)
+        return output

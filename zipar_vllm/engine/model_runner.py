@@ -1,0 +1,386 @@
+"""Run the model over ready sets: one forward pass a step, for all images and lanes at once."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zipar_vllm.core.sampling import SamplingFlags, guide, sample
+from zipar_vllm.models.registry import load_spec
+
+from .batch import BatchBuilder, SampleBatch, StepBatch
+from .job import ImageJob
+from .scheduler import ImageSchedulerOutput
+from .state import ImageState, StateTable
+from .timing import StepTimes
+from .vllm_api import (
+    AsyncModelRunnerOutput,
+    AttentionLayerBase,
+    CompilationMode,
+    KVCacheConfig,
+    KVCacheSpec,
+    ModelRunnerOutput,
+    NewRequestData,
+    VllmConfig,
+    allocate_kv_cache,
+    bind_kv_cache_to_layers,
+    get_kv_cache_spec,
+    get_layers_from_vllm_config,
+    get_model,
+    set_forward_context,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """Rows of an image that a step completed: a range of its token row."""
+
+    index: int
+    row: int
+    start: int
+    stop: int
+
+
+class ImageModelRunner:
+    """Owns the model, its KV cache and the state of running images, on one device.
+
+    What a vLLM worker calls on its model runner is what this class has; a contract test reads
+    the list from vLLM's source.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        device: Where the model runs.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.load_config = vllm_config.load_config
+        self.lora_config = None
+        self.device = device
+        self.is_pooling_model = False
+        self.model: nn.Module
+        self.model_memory_usage = 0
+        self.kv_caches: list[torch.Tensor] = []
+        self.times = StepTimes()
+        self._tokens = load_spec(vllm_config.model_config.model).tokens
+        self._async = vllm_config.scheduler_config.async_scheduling
+        self._pending: Any = None
+        self._table: StateTable
+        self._batches: BatchBuilder
+
+    # ---- What a step does -------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def execute_model(
+        self, scheduler_output: ImageSchedulerOutput, intermediate_tensors: Any = None
+    ) -> ModelRunnerOutput | None:
+        """Take one step: update the running images, forward, sample, release complete rows.
+
+        With asynchronous scheduling vLLM fetches the output by :meth:`sample_tokens`.
+        """
+        self._update_images(scheduler_output)
+        if not scheduler_output.num_scheduled_tokens:
+            return ModelRunnerOutput(req_ids=[], req_id_to_index={})
+        with self.times.measure("prepare"):
+            batch = self._prepare(scheduler_output)
+        with self.times.measure("forward"):
+            hidden = self._forward(batch)
+        with self.times.measure("sample"):
+            self._sample(hidden, batch.samples)
+            output = self._release(scheduler_output)
+        self.times.count_step(batch.num_inputs, len(batch.samples))
+        if not self._async:
+            return output.get_output()
+        self._pending = output
+        return None
+
+    def sample_tokens(self, grammar_output: Any = None) -> Any:
+        """Hand over the output of the step just executed."""
+        output, self._pending = self._pending, None
+        return output
+
+    def _update_images(self, output: ImageSchedulerOutput) -> None:
+        for request_id in output.finished_req_ids:
+            self._table.remove(request_id)
+        for request in output.scheduled_new_reqs:
+            self._add_image(request)
+
+    def _add_image(self, request: NewRequestData) -> None:
+        prompt = request.prompt_token_ids or []
+        job = ImageJob.from_request(len(prompt), request.sampling_params, self._tokens)
+        self._table.add(request.req_id, job, prompt, request.block_ids[0])
+
+    def _prepare(self, output: ImageSchedulerOutput) -> StepBatch:
+        decoding: list[tuple[ImageState, int]] = []
+        prefilling: list[tuple[ImageState, int]] = []
+        for request_id, count in output.num_scheduled_tokens.items():
+            image = self._table[request_id]
+            step = output.steps.get(request_id, 0)
+            if step > 0:
+                decoding.append((image, step))
+            else:
+                prefilling.append((image, count))
+        return self._batches.build(decoding, prefilling)
+
+    def _forward(self, batch: StepBatch) -> torch.Tensor:
+        with set_forward_context(
+            batch.attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
+        ):
+            return self.model(input_ids=batch.input_ids, positions=batch.positions)
+
+    def _sample(self, hidden: torch.Tensor, batch: SampleBatch) -> None:
+        """Draw the step's tokens into the raster buffers."""
+        if not len(batch):
+            return
+        options = self._table.options
+        inputs = np.concatenate([batch.conditional, batch.unconditional])
+        logits = self.model.compute_logits(hidden[self._to_device(inputs)])
+        logits = logits[:, self._tokens.start : self._tokens.stop].float()
+        conditional, unconditional = logits[: len(batch)], logits[len(batch) :]
+        if len(batch.guided):
+            guided = self._to_device(batch.guided)
+            scale = self._to_device(options.guidance_scale[batch.rows[batch.guided]])
+            conditional[guided] = guide(conditional[guided], unconditional, scale)
+        temperature, top_k = options.temperature[batch.rows], options.top_k[batch.rows]
+        top_p = options.top_p[batch.rows]
+        codes = sample(
+            conditional,
+            temperature=self._to_device(temperature),
+            top_k=self._to_device(top_k),
+            top_p=self._to_device(top_p),
+            seeds=self._to_device(options.seed[batch.rows]),
+            positions=self._to_device(batch.grid_positions),
+            flags=SamplingFlags(
+                all_greedy=bool((temperature == 0).all()),
+                any_top_k=bool((top_k > 0).any()),
+                any_top_p=bool((top_p < 1).any()),
+            ),
+        )
+        rows, slots = self._to_device(batch.rows), self._to_device(batch.token_slots)
+        self._table.tokens[rows, slots] = codes + self._tokens.start
+
+    def _release(self, output: ImageSchedulerOutput) -> _StepOutput:
+        """Collect the rows that this step completed, in raster order."""
+        request_ids = list(output.num_scheduled_tokens)
+        releases = []
+        for index, request_id in enumerate(request_ids):
+            step = output.steps.get(request_id)
+            if step is None:
+                continue
+            image = self._table[request_id]
+            plan, start = image.job.plan, image.job.prompt_length
+            before = plan.completed_rows[step - 1] if step else 0
+            after = plan.completed_rows[step]
+            if after > before:
+                stride = plan.grid.stride
+                release = _Release(index, image.row, start + before * stride, start + after * stride)
+                releases.append(release)
+        return _StepOutput(request_ids, releases, self._table.tokens)
+
+    def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    # ---- What a worker sets up --------------------------------------------------------------
+
+    def load_model(self, load_dummy_weights: bool = False) -> None:
+        """Load the model through vLLM, which shards, quantises and compiles it."""
+        before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+        self.model = get_model(vllm_config=self.vllm_config)
+        if self.device.type == "cuda":
+            self.model_memory_usage = torch.cuda.memory_allocated() - before
+
+    def get_model(self) -> nn.Module:
+        """The loaded model."""
+        return self.model
+
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        """vLLM's name for token generation; images are asked for by ``extra_args``."""
+        return ("generate",)
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        """KV cache format of each attention layer."""
+        return get_kv_cache_spec(self.vllm_config)  # type: ignore[no-any-return]
+
+    def initialize_kv_cache(
+        self,
+        kv_cache_config: KVCacheConfig,
+        is_profiling: bool = False,
+        kv_cache_allocation_context: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """Allocate the KV cache and the state of running images.
+
+        Raises:
+            ValueError: the model's layers do not share one KV cache format.
+        """
+        groups = kv_cache_config.kv_cache_groups
+        if len(groups) != 1:
+            raise ValueError(f"the model needs {len(groups)} KV cache groups, supported is one")
+        spec = groups[0].kv_cache_spec
+        layout = self.vllm_config.cache_config.get_resolved_kv_cache_layout()
+        with kv_cache_allocation_context or nullcontext():
+            caches = allocate_kv_cache(kv_cache_config, self.device, layout, [spec.block_size])
+        context = self.vllm_config.compilation_config.static_forward_context
+        bind_kv_cache_to_layers(caches, context, kv_cache_groups=groups)
+        self.kv_caches = list(caches.values())
+        self._table = StateTable(
+            max_images=self.vllm_config.scheduler_config.max_num_seqs,
+            max_tokens=self.model_config.max_model_len,
+            block_size=spec.block_size,
+            image_tokens=self._tokens,
+            device=self.device,
+        )
+        self._batches = BatchBuilder(
+            self._table, self._heads_per_kv_head(), self.model_config.dtype, self.device
+        )
+
+    def _heads_per_kv_head(self) -> int:
+        layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
+        ratios = {layer.num_heads // layer.num_kv_heads for layer in layers.values()}
+        if len(ratios) != 1:
+            raise ValueError(f"layers differ in query heads a key head: {sorted(ratios)}")
+        return ratios.pop()  # type: ignore[no-any-return]
+
+    def warming_up_model(self) -> None:
+        """Compile the model (vLLM's CPU worker calls this)."""
+        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
+            self.profile_run()
+
+    @torch.inference_mode()
+    def profile_run(self, randomize_inputs: bool = False) -> None:
+        """Run the widest step, so that the worker can measure its memory."""
+        hidden, _ = self._dummy_run(self.vllm_config.scheduler_config.max_num_batched_tokens)
+        self._dummy_sampler_run(hidden[: self.vllm_config.scheduler_config.max_num_seqs])
+        gc.collect()
+
+    @torch.inference_mode()
+    def _dummy_run(self, num_tokens: int, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward ``num_tokens`` meaningless inputs without touching the KV cache."""
+        zeros = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
+        with set_forward_context(None, self.vllm_config, num_tokens=num_tokens, slot_mapping={}):
+            hidden = self.model(input_ids=zeros, positions=zeros.clone())
+        return hidden, hidden
+
+    @torch.inference_mode()
+    def _dummy_sampler_run(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The logits of some hidden states: what sampling needs most memory for."""
+        return self.model.compute_logits(hidden_states)  # type: ignore[no-any-return]
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        """vLLM fitted the longest length to memory, before the KV cache is allocated."""
+        self.model_config.max_model_len = max_model_len
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Not supported."""
+        raise NotImplementedError("reloading weights is not supported")
+
+    # ---- What a worker asks for and image decoding has no use of ----------------------------
+
+    def capture_model(self) -> int:
+        """CUDA graphs are not captured; 0 bytes of them."""
+        return 0
+
+    def profile_cudagraph_memory(self) -> int:
+        """No CUDA graphs, no memory."""
+        return 0
+
+    def needs_cudagraph_capture(self) -> bool:
+        """CUDA graphs are not captured."""
+        return False
+
+    def take_draft_token_ids(self) -> None:
+        """No speculative decoding."""
+
+    def get_draft_model(self) -> None:
+        """No speculative decoding."""
+
+    def get_encoder_timing_stats(self) -> dict[str, Any]:
+        """No multimodal encoder."""
+        return {}
+
+    def reset_mm_cache(self) -> None:
+        """No multimodal inputs."""
+
+    def reset_encoder_cache(self) -> None:
+        """No multimodal encoder."""
+
+    def maybe_remove_all_loras(self, lora_config: Any) -> None:
+        """No LoRA."""
+
+    def reset_lora_state(self) -> None:
+        """No LoRA."""
+
+    def add_lora(self, lora_request: Any) -> bool:
+        """No LoRA: nothing is added."""
+        return False
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """No LoRA: nothing is removed."""
+        return False
+
+    def pin_lora(self, lora_id: int) -> bool:
+        """No LoRA: nothing is pinned."""
+        return False
+
+    def list_loras(self) -> set[int]:
+        """No LoRA."""
+        return set()
+
+    def _dummy_pooler_run(self, hidden_states: torch.Tensor) -> None:
+        """No pooling."""
+
+    def pool(self) -> None:
+        """No pooling."""
+
+    def _init_kv_zero_meta(self) -> None:
+        """Slots are masked until written, so blocks need no zeroing."""
+
+    def shutdown(self) -> None:
+        """Release the model and its cache."""
+        self.kv_caches.clear()
+
+
+class _StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """A step's released tokens on their way to the host.
+
+    Args:
+        request_ids: The step's requests, in order.
+        releases: Completed rows; most steps of most images complete none.
+        tokens: The state table's token rows, on the device.
+    """
+
+    def __init__(
+        self, request_ids: list[str], releases: list[_Release], tokens: torch.Tensor
+    ) -> None:
+        self._request_ids = request_ids
+        self._releases = releases
+        self._ready: Any = None
+        device = tokens.device
+        self._rows = [
+            tokens[r.row, r.start : r.stop].to("cpu", non_blocking=True, copy=True) for r in releases
+        ]
+        if releases and device.type == "cuda":
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for the copies and phrase them as vLLM's output."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        sampled: list[list[int]] = [[] for _ in self._request_ids]
+        for release, row in zip(self._releases, self._rows, strict=True):
+            sampled[release.index] = row.tolist()
+        return ModelRunnerOutput(
+            req_ids=self._request_ids,
+            req_id_to_index={name: index for index, name in enumerate(self._request_ids)},
+            sampled_token_ids=sampled,
+        )

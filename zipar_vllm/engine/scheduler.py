@@ -1,0 +1,150 @@
+"""Schedule images: every running image takes one step of its plan in every forward pass.
+
+vLLM's own scheduler keeps queueing, pausing, aborting and metrics. In its eyes an image is an
+ordinary request that computes one token a step; what that step really feeds is its plan's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from zipar_vllm.models.registry import load_spec
+
+from .arguments import check_config
+from .job import ImageJob
+from .kv_cache import ImageKVCacheManager
+from .vllm_api import AsyncScheduler, Request, SchedulerOutput
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ImageSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
+    """A step's schedule, with the place of each image in its plan.
+
+    Attributes:
+        steps: By request id, the plan step to take; absent while the prompt is still being
+            prefilled (``num_scheduled_tokens`` then says how many of its tokens are next).
+    """
+
+    steps: dict[str, int] = field(default_factory=dict)
+
+
+class _Running:
+    """How far an image has come."""
+
+    __slots__ = ("job", "next_step")
+
+    def __init__(self, job: ImageJob) -> None:
+        self.job = job
+        self.next_step = 0
+
+    def width(self) -> int:
+        """Inputs of the next decoding step; the prefill's are counted by vLLM."""
+        steps = self.job.plan.steps
+        if 0 < self.next_step < len(steps):
+            return self.job.num_lanes * steps[self.next_step].num_inputs
+        return 1
+
+
+class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
+    """vLLM's scheduler over images.
+
+    Built on the asynchronous one because a fixed-window plan does not depend on sampled tokens;
+    where vLLM schedules synchronously (on CPU) it works the same.
+    """
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        check_config(vllm_config)
+        super().__init__(vllm_config, *args, **kwargs)
+        self._tokens = load_spec(vllm_config.model_config.model).tokens
+        self._images: dict[str, _Running] = {}
+        self._steps: dict[str, int] = {}
+        self._token_budget = self.max_num_scheduled_tokens
+        self.kv_cache_manager = ImageKVCacheManager(
+            self.kv_cache_manager, self._num_blocks, self._may_start
+        )
+
+    def add_request(self, request: Request) -> None:
+        """Queue an image; one that can never run ends with an error at the next step."""
+        super().add_request(request)
+        try:
+            job = ImageJob.from_request(
+                request.num_prompt_tokens, request.sampling_params, self._tokens
+            )
+            self._check_fits(job)
+        except ValueError as error:
+            logger.error("refused image %s: %s", request.request_id, error)
+            # vLLM ends the requests of this set with an error of their own, and no others.
+            self.grammar_compile_error_reqs.add(request.request_id)
+            return
+        self._images[request.request_id] = _Running(job)
+
+    def schedule(self, throttle_prefills: bool = False) -> ImageSchedulerOutput:
+        """Plan one forward pass: a step of every running image, and prompts where they fit."""
+        # vLLM counts one token for each running image; the rest of their inputs come off the
+        # budget beforehand, so that prompts never push a pass over it.
+        running = (self._images[request.request_id] for request in self.running)
+        self.max_num_scheduled_tokens = self._token_budget - sum(i.width() - 1 for i in running)
+        self._steps = {}
+        output = super().schedule(throttle_prefills)
+        return ImageSchedulerOutput(**vars(output), steps=self._steps)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        super()._update_after_schedule(scheduler_output)
+        for request_id in scheduler_output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            if request.is_prefill_chunk:
+                continue
+            image = self._images[request_id]
+            self._steps[request_id] = image.next_step
+            image.next_step += 1
+            if image.next_step == image.job.plan.num_steps:
+                # vLLM expects one more token for each placeholder: none, and it stops asking.
+                request.num_output_placeholders -= 1
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """Append completed rows: more tokens than there were steps, or fewer.
+
+        vLLM holds one placeholder for each step. What rows bring beyond them counts as computed,
+        so that tokens + placeholders - computed, its measure of work left, stays as it is.
+        """
+        surplus = max(0, len(new_token_ids) - request.num_output_placeholders)
+        request.num_output_placeholders += surplus
+        request.num_computed_tokens += surplus
+        return super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        refused = request.request_id in self.grammar_compile_error_reqs
+        return not refused and super()._handle_blocked_waiting_request(request)
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        """Free both lanes; the number of steps taken travels back with the last output."""
+        image = self._images.pop(request.request_id, None)
+        transfer, encoder = super()._free_request(request, delay_free_blocks)
+        if image is not None:
+            transfer = {**(transfer or {}), "zipar_steps": image.next_step}
+        return transfer, encoder
+
+    def _num_blocks(self, request: Request) -> int:
+        return self._images[request.request_id].job.num_blocks(self.block_size)
+
+    def _may_start(self, request: Request) -> bool:
+        """Whether every running image and this one fit into a step at their widest."""
+        widths = sum(self._images[r.request_id].job.width for r in self.running)
+        return widths + self._images[request.request_id].job.width <= self._token_budget
+
+    def _check_fits(self, job: ImageJob) -> None:
+        needed = job.num_blocks(self.block_size)
+        usable = self.kv_cache_manager.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
+        if needed > usable:
+            raise ValueError(f"the image needs {needed} KV blocks, the cache has {usable}")
+        if job.width > self._token_budget:
+            raise ValueError(
+                f"a step of the image has up to {job.width} inputs, "
+                f"max_num_batched_tokens is {self._token_budget}"
+            )

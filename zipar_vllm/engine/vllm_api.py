@@ -1,0 +1,97 @@
+"""Every unstable vLLM name the project uses, imported in one place and nowhere else.
+
+vLLM's engine internals change between minor versions. Whoever moves the project to another
+version changes this file first, then what ``tests/engine/test_contract.py`` reports.
+"""
+
+from __future__ import annotations
+
+import re
+
+import vllm
+from vllm import SamplingParams
+from vllm.config import (
+    CompilationMode,
+    VllmConfig,
+    get_layers_from_vllm_config,
+    set_current_vllm_config,
+)
+from vllm.engine.protocol import EngineClient
+from vllm.forward_context import set_forward_context
+from vllm.inputs import TokensPrompt
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.model_loader import get_model
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    MultipleOf,
+)
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheLayout, KVCacheSpec
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
+from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.utils import allocate_kv_cache, bind_kv_cache_to_layers
+
+__all__ = [
+    "AsyncModelRunnerOutput",
+    "AsyncScheduler",
+    "AttentionBackend",
+    "AttentionBackendEnum",
+    "AttentionImpl",
+    "AttentionLayerBase",
+    "AttentionMetadataBuilder",
+    "CPUWorker",
+    "CompilationMode",
+    "EngineClient",
+    "KVCacheBlocks",
+    "KVCacheConfig",
+    "KVCacheLayout",
+    "KVCacheManager",
+    "KVCacheSpec",
+    "ModelRunnerOutput",
+    "MultipleOf",
+    "NewRequestData",
+    "Request",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "SchedulerOutput",
+    "TokensPrompt",
+    "VllmConfig",
+    "Worker",
+    "allocate_kv_cache",
+    "bind_kv_cache_to_layers",
+    "current_platform",
+    "get_kv_cache_spec",
+    "get_layers_from_vllm_config",
+    "get_model",
+    "register_backend",
+    "set_current_vllm_config",
+    "set_forward_context",
+]
+
+SUPPORTED = "0.32"
+
+
+def check_version(version: str = vllm.__version__) -> None:
+    """Refuse to run on a vLLM this file was not written for.
+
+    Raises:
+        RuntimeError: says which version was found and which is needed.
+    """
+    found = re.match(r"\d+\.\d+", version)
+    if found is None or found.group() != SUPPORTED:
+        raise RuntimeError(f"zipar_vllm needs vLLM {SUPPORTED}.x, found {version}")
+
+
+check_version()

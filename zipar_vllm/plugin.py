@@ -1,0 +1,19 @@
+"""Entry point of the vLLM plugin."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Make sure that this vLLM is one the project supports.
+
+    vLLM calls this in every process before it builds anything (``vllm.general_plugins``). The
+    scheduler and the worker are named by :func:`zipar_vllm.engine.arguments.engine_arguments`,
+    and the worker registers the attention backend, so that an engine started without those
+    arguments in the same environment stays stock vLLM.
+
+    Raises:
+        RuntimeError: an unsupported version of vLLM is installed.
+    """
+    from zipar_vllm.engine.vllm_api import check_version
+
+    check_version()
