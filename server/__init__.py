@@ -1,0 +1,1 @@
+"""HTTP only: routes, schemas, service, images, errors and the command line."""
