@@ -1,0 +1,71 @@
+# Every target works alone on a fresh machine: each needs the stamp, and the stamp fills the venv.
+
+VENV     ?= .venv
+PYTHON   ?= $(shell for python in python3.11 python3.12 python3; do \
+              $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+                2>/dev/null && echo $$python && break; done)
+PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# The CPU builds of torch are not on PyPI; used where the configured index has none.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+LOCK  := requirements/$(PLATFORM).txt
+STAMP := $(VENV)/.installed-$(PLATFORM)
+
+# What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
+ARGS ?=
+
+.PHONY: help setup serve test test-slow lint lint-deploy types format bench load lock wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create and fill .venv: CUDA where there is an NVIDIA GPU, else CPU
+
+$(STAMP): pyproject.toml $(LOCK) requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo 'needed: Python 3.11 or 3.12, or make PYTHON=/path/to/it' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(PLATFORM),cpu)
+	@torch=$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(LOCK)); \
+	  $(PIP) install --quiet --no-deps "$$torch" \
+	  || $(PIP) install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch"
+endif
+	$(PIP) install --quiet --no-deps -r $(LOCK) -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+serve: $(STAMP)  ## the server on port 8000, with the embedded model
+	$(BIN)/zipar serve $(ARGS)
+
+test: $(STAMP)  ## the tests, less those marked slow
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)  ## all tests, with those that take minutes each
+	$(BIN)/python -m pytest --slow $(ARGS)
+
+lint: $(STAMP)  ## ruff's rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## measure ZipAR beside stock vLLM
+	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+load: $(STAMP)  ## load tests against a started server
+	$(BIN)/python -m benchmarks.load $(ARGS)
+
+wheel: $(STAMP)  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+lock: $(STAMP)  ## write requirements/ from what the venv holds: do it after the tests passed
+	$(BIN)/python requirements/lock.py
+
+clean:  ## remove the venv and all caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
