@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-slow lint lint-deploy types format bench load lock wheel clean
+.PHONY: help setup serve test test-slow lint lint-deploy types format bench load lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ wheel: $(STAMP)  ## build the wheel into dist/
 
 lock: $(STAMP)  ## write requirements/ from what the venv holds: do it after the tests passed
 	$(BIN)/python requirements/lock.py
+
+lock-cuda: $(STAMP)  ## resolve requirements/cuda.txt, with cpu.txt's versions where they fit
+	@command -v uv >/dev/null || { echo 'needed: uv (pip install uv)' >&2; exit 1; }
+	@sed -n '/^#/p' requirements/cuda.txt >$(VENV)/cuda.head
+	grep -v '^torch==' requirements/cpu.txt >$(VENV)/cuda.txt
+	uv pip compile --quiet pyproject.toml --extra cuda --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $(VENV)/cuda.txt
+	cat $(VENV)/cuda.head $(VENV)/cuda.txt >requirements/cuda.txt
 
 clean:  ## remove the venv and all caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
