@@ -25,14 +25,15 @@ setup: $(STAMP)  ## create and fill .venv: CUDA where there is an NVIDIA GPU, el
 
 $(STAMP): pyproject.toml $(LOCK) requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo 'needed: Python 3.11 or 3.12, or make PYTHON=/path/to/it' >&2; exit 1; }
+	@echo 'installing into $(VENV) from $(LOCK): some minutes the first time'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(PLATFORM),cpu)
 	@torch=$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(LOCK)); \
-	  $(PIP) install --quiet --no-deps "$$torch" \
-	  || $(PIP) install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch"
+	  $(PIP) install -qq --no-deps "$$torch" 2>/dev/null \
+	  || $(PIP) install -qq --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch"
 endif
-	$(PIP) install --quiet --no-deps -r $(LOCK) -r requirements/dev.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) install -qq --no-deps -r $(LOCK) -r requirements/dev.txt
+	$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 serve: $(STAMP)  ## the server on port 8000, with the embedded model
@@ -47,6 +48,14 @@ test-slow: $(STAMP)  ## all tests, with those that take minutes each
 lint: $(STAMP)  ## ruff's rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(VENV)-deploy/.installed: requirements/deploy.txt
+	@test -x $(VENV)-deploy/bin/python || $(PYTHON) -m venv $(VENV)-deploy
+	$(VENV)-deploy/bin/pip install -qq -r requirements/deploy.txt
+	@touch $@
+
+lint-deploy: $(VENV)-deploy/.installed  ## hadolint, dclint, kubectl, promtool, nginx on deploy/
+	PATH="$(abspath $(VENV)-deploy/bin):$$PATH" deploy/lint.sh
 
 format: $(STAMP)  ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
@@ -76,4 +85,4 @@ lock-cuda: $(STAMP)  ## resolve requirements/cuda.txt, with cpu.txt's versions w
 	cat $(VENV)/cuda.head $(VENV)/cuda.txt >requirements/cuda.txt
 
 clean:  ## remove the venv and all caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-deploy build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
