@@ -81,7 +81,7 @@ lock-cuda: $(STAMP)  ## resolve requirements/cuda.txt, with cpu.txt's versions w
 	@sed -n '/^#/p' requirements/cuda.txt >$(VENV)/cuda.head
 	grep -v '^torch==' requirements/cpu.txt >$(VENV)/cuda.txt
 	uv pip compile --quiet pyproject.toml --extra cuda --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $(VENV)/cuda.txt
+	  --python-platform x86_64-manylinux_2_31 --no-header --no-annotate -o $(VENV)/cuda.txt
 	cat $(VENV)/cuda.head $(VENV)/cuda.txt >requirements/cuda.txt
 
 clean:  ## remove the venv and all caches
