@@ -5,53 +5,135 @@ Runs everywhere and is the reference for faster kernels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .batch import LaneGroup, StepAttention
+from .step import StepInputs
 
 
-def write_kv(
-    cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slot_mapping: torch.Tensor
-) -> None:
-    """Store keys and values.
+@dataclass(frozen=True, slots=True)
+class LaneGroup:
+    """Lanes whose queries are padded to one width, so that they run as one dense batch.
+
+    Attributes:
+        start, stop: The group's range among the step's inputs.
+        query_index: int64 ``[lanes, width]``, each query's place in that range; padding
+            repeats a lane's first query.
+        output_index: int64 ``[stop - start]``, each input's place in ``lanes * width``.
+        block_table: int64 ``[lanes, blocks]``.
+        bias: ``[lanes, 1, heads_per_kv_head * width, blocks * block_size]`` in the model's
+            dtype: 0 where a query sees a slot, -inf elsewhere.
+    """
+
+    start: int
+    stop: int
+    query_index: torch.Tensor
+    output_index: torch.Tensor
+    block_table: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TorchPlan:
+    """Lanes grouped by how many queries they have: ready sets first, then prompts."""
+
+    slot_mapping: torch.Tensor
+    groups: tuple[LaneGroup, ...]
+
+
+class TorchAttention:
+    """Gathers keys and values, and lets torch attend over them.
 
     Args:
-        cache: ``[blocks, block_size, kv_heads, 2 * head_size]``, contiguous.
-        key, value: ``[inputs, kv_heads, head_size]``.
-        slot_mapping: int64 ``[inputs]``; a slot appears at most once.
+        heads_per_kv_head: Query heads that share a key head.
+        dtype: The queries' dtype.
     """
-    flat = cache.view(-1, *cache.shape[2:])
-    flat.index_copy_(0, slot_mapping, torch.cat([key, value], dim=-1))
 
+    def __init__(self, heads_per_kv_head: int, dtype: torch.dtype) -> None:
+        self._heads_per_kv_head = heads_per_kv_head
+        self._dtype = dtype
 
-def attend(
-    query: torch.Tensor,
-    cache: torch.Tensor,
-    step: StepAttention,
-    scale: float,
-    output: torch.Tensor,
-) -> None:
-    """Attend over what each query may see.
+    def plan(self, step: StepInputs) -> TorchPlan:
+        """Group the lanes and work out each group's mask."""
+        bounds = [(0, step.num_decoding), (step.num_decoding, len(step.lanes))]
+        groups = tuple(self._group(step, first, last) for first, last in bounds if first < last)
+        return TorchPlan(step.slot_mapping, groups)
 
-    Args:
-        query: ``[inputs, heads, head_size]``.
-        cache: ``[blocks, block_size, kv_heads, 2 * head_size]``, this step's keys included.
-        step: Which slots each query sees.
-        scale: Multiplies the scores.
-        output: ``[inputs, heads, head_size]``, written in place.
-    """
-    for group in step.groups:
-        output[group.start : group.stop] = _attend_group(
-            query[group.start : group.stop], cache, group, scale
+    def run(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        plan: TorchPlan,
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Write this step's keys and values, then attend; see :class:`AttentionKernel`."""
+        blocks, kv_heads, block_size, size = cache.shape
+        # Slots outermost within a block, so that a lane's blocks gather into one run of slots.
+        cache = cache.view(blocks, block_size, kv_heads, size)
+        slots = cache.view(-1, kv_heads, size)
+        slots.index_copy_(0, plan.slot_mapping, torch.cat([key, value], dim=-1))
+        for group in plan.groups:
+            output[group.start : group.stop] = _attend(
+                query[group.start : group.stop], cache, group, scale
+            )
+
+    def _group(self, step: StepInputs, first: int, last: int) -> LaneGroup:
+        device = step.positions.device
+        starts, ends = step.lane_starts[first:last], step.lane_starts[first + 1 : last + 1]
+        start, stop = int(starts[0]), int(ends[-1])
+        counts = ends - starts
+        column = np.arange(int(counts.max()))
+        used = column < counts[:, None]
+        index = starts[:, None] - start + np.where(used, column, 0)
+        query_index = torch.from_numpy(index).to(device, non_blocking=True)
+        blocks = int(step.last_positions[first:last].max()) // step.block_size + 1
+        lanes = torch.from_numpy(step.lanes[first:last]).to(device, non_blocking=True)
+        return LaneGroup(
+            start=start,
+            stop=stop,
+            query_index=query_index,
+            output_index=torch.from_numpy(np.flatnonzero(used)).to(device, non_blocking=True),
+            block_table=step.block_table[lanes, :blocks],
+            bias=visibility_bias(
+                step.written[lanes, : blocks * step.block_size],
+                step.positions[start:stop][query_index],
+                self._heads_per_kv_head,
+                self._dtype,
+            ),
         )
 
 
-def _attend_group(
-    query: torch.Tensor, cache: torch.Tensor, group: LaneGroup, scale: float
+def visibility_bias(
+    written: torch.Tensor, positions: torch.Tensor, heads_per_kv_head: int, dtype: torch.dtype
 ) -> torch.Tensor:
+    """The visibility rule as an additive bias.
+
+    Args:
+        written: bool ``[lanes, slots]``, this step's writes included.
+        positions: int64 ``[lanes, width]``, the queries' raster positions.
+        heads_per_kv_head: Query heads that share a key head; their rows are repeated.
+        dtype: The queries' dtype.
+
+    Returns:
+        ``[lanes, 1, heads_per_kv_head * width, slots]``.
+    """
+    lanes, slots = written.shape
+    columns = torch.arange(slots, device=written.device)
+    visible = written.unsqueeze(1) & (columns <= positions.unsqueeze(-1))
+    bias = torch.zeros(visible.shape, dtype=dtype, device=written.device)
+    bias.masked_fill_(~visible, float("-inf"))
+    return bias.repeat(1, heads_per_kv_head, 1).view(lanes, 1, -1, slots)
+
+
+def _attend(query: torch.Tensor, cache: torch.Tensor, group: LaneGroup, scale: float) -> torch.Tensor:
     _, block_size, kv_heads, kv_size = cache.shape
-    inputs, heads, head_size = query.shape
+    _, heads, head_size = query.shape
     lanes, width = group.query_index.shape
     slots = group.block_table.shape[1] * block_size
     kv = cache.index_select(0, group.block_table.flatten()).view(lanes, slots, kv_heads, kv_size)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from zipar_vllm.attention.batch import StepAttention
-from zipar_vllm.attention.torch_attention import attend, write_kv
+from zipar_vllm.attention.step import AttentionKernel
 
 from .vllm_api import (
     AttentionBackend,
@@ -29,6 +29,14 @@ def register() -> None:
     register_backend(member, f"{__name__}.{ZipARAttentionBackend.__name__}")
 
 
+@dataclass(frozen=True, slots=True)
+class StepAttention:
+    """A step's attention metadata, the same for every layer: a kernel and its plan."""
+
+    kernel: AttentionKernel
+    plan: Any
+
+
 class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
     """Attention over partly written slots, for any decoder with plain softmax attention."""
 
@@ -44,7 +52,7 @@ class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:
-        # The model runner builds the metadata itself: StepAttention, once a step.
+        # The model runner builds the metadata itself, once a step.
         return AttentionMetadataBuilder  # type: ignore[type-abstract]
 
     @staticmethod
@@ -53,8 +61,8 @@ class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
-        # Slots outermost within a block, so that a lane's blocks gather into one run of slots.
-        return (KVCacheLayout.LBNHC,)
+        # Blocks in one piece each: how the numbers lie within one is the kernel's own affair.
+        return (KVCacheLayout.LBHNC,)
 
 
 class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
@@ -113,14 +121,14 @@ class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
             layer: Unused.
             query: ``[inputs, heads, head_size]``.
             key, value: ``[inputs, kv_heads, head_size]``.
-            kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``, slots outermost in memory.
+            kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``.
             attn_metadata: None while vLLM warms up or profiles.
             output: ``[inputs, heads, head_size]``, written in place.
             output_scale, output_block_scale: Unused.
         """
         if attn_metadata is None:
             return output.zero_()
-        cache = kv_cache.transpose(1, 2)
-        write_kv(cache, key, value, attn_metadata.slot_mapping)
-        attend(query, cache, attn_metadata, self.scale, output)
+        attn_metadata.kernel.run(
+            query, key, value, kv_cache, attn_metadata.plan, self.scale, output
+        )
         return output

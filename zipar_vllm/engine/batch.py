@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.batch import LaneGroup, StepAttention, visibility_bias
+from zipar_vllm.attention.step import StepInputs
 from zipar_vllm.core.frontier import NOT_SAMPLED
 
 from .state import ImageState, StateTable
@@ -24,7 +24,7 @@ class _Lanes:
     Attributes:
         rows: Image row of each lane.
         lanes: Lane row of each lane.
-        positions: Raster position of each lane's inputs.
+        positions: Raster position of each lane's inputs, ascending.
         sources: Where each lane's inputs stand in the image's token row.
     """
 
@@ -88,13 +88,13 @@ class StepBatch:
     Attributes:
         input_ids: int64 ``[inputs]`` on the device.
         positions: int64 ``[inputs]`` on the device, raster positions.
-        attention: The step's attention.
+        attention: Who asks for what, for the attention kernel.
         samples: What is sampled.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
-    attention: StepAttention
+    attention: StepInputs
     samples: SampleBatch
 
     @property
@@ -107,21 +107,11 @@ class BatchBuilder:
 
     Args:
         table: The running images.
-        heads_per_kv_head: Query heads that share a key head.
-        dtype: The model's dtype.
         device: The model's device.
     """
 
-    def __init__(
-        self,
-        table: StateTable,
-        heads_per_kv_head: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, table: StateTable, device: torch.device) -> None:
         self._table = table
-        self._heads_per_kv_head = heads_per_kv_head
-        self._dtype = dtype
         self._device = device
 
     def build(
@@ -141,53 +131,33 @@ class BatchBuilder:
             _add_decode(image, step, decode, samples)
         for image, count in prefilling:
             _add_prefill(image, count, prefill, samples, offset=decode.size)
-        groups = [group for group in (decode, prefill) if group.size]
-        return self._assemble(groups, _pack(samples))
+        return self._assemble(decode, prefill, _pack(samples))
 
-    def _assemble(self, groups: list[_Lanes], samples: SampleBatch) -> StepBatch:
-        table = self._table
-        rows, lanes, positions, sources = (
-            self._to_device(np.concatenate(part)) for part in zip(*map(_flatten, groups), strict=True)
-        )
+    def _assemble(self, decode: _Lanes, prefill: _Lanes, samples: SampleBatch) -> StepBatch:
+        table, block_size = self._table, self._table.block_size
+        inputs = decode.positions + prefill.positions
+        counts = np.array([len(positions) for positions in inputs])
+        lane_of_input = np.repeat(decode.lanes + prefill.lanes, counts)
+        row_of_input = np.repeat(decode.rows + prefill.rows, counts)
+        lanes, positions = self._to_device(lane_of_input), self._to_device(np.concatenate(inputs))
+        sources = self._to_device(np.concatenate(decode.sources + prefill.sources))
         table.written[lanes, positions] = True
-        block_size = table.block_size
         blocks = table.block_table[lanes, positions // block_size]
-        start = 0
-        attention = []
-        for group in groups:
-            attention.append(self._group(group, start))
-            start += group.size
         return StepBatch(
-            input_ids=table.tokens[rows, sources],
+            input_ids=table.tokens[self._to_device(row_of_input), sources],
             positions=positions,
-            attention=StepAttention(
-                slot_mapping=blocks * block_size + positions % block_size, groups=tuple(attention)
+            attention=StepInputs(
+                positions=positions,
+                slot_mapping=blocks * block_size + positions % block_size,
+                lanes=np.array(decode.lanes + prefill.lanes),
+                lane_starts=np.concatenate([[0], np.cumsum(counts)]),
+                last_positions=np.array([int(positions[-1]) for positions in inputs]),
+                num_decoding=len(decode.lanes),
+                written=table.written,
+                block_table=table.block_table,
+                block_size=block_size,
             ),
             samples=samples,
-        )
-
-    def _group(self, group: _Lanes, start: int) -> LaneGroup:
-        counts = np.array([len(p) for p in group.positions])
-        starts = np.cumsum(counts) - counts
-        width = int(counts.max())
-        column = np.arange(width)
-        query_index = starts[:, None] + np.where(column < counts[:, None], column, 0)
-        positions = np.concatenate(group.positions)
-        output_index = np.flatnonzero(column < counts[:, None])
-        blocks = int(positions.max()) // self._table.block_size + 1
-        lanes = self._to_device(np.array(group.lanes))
-        return LaneGroup(
-            start=start,
-            stop=start + group.size,
-            query_index=self._to_device(query_index),
-            output_index=self._to_device(output_index),
-            block_table=self._table.block_table[lanes, :blocks],
-            bias=visibility_bias(
-                self._table.written[lanes, : blocks * self._table.block_size],
-                self._to_device(positions[query_index]),
-                self._heads_per_kv_head,
-                self._dtype,
-            ),
         )
 
     def _to_device(self, array: Ints) -> torch.Tensor:
@@ -249,16 +219,6 @@ def _add_samples(
     samples.targets.append(slots)
     samples.grid_positions.append(slots // grid.stride * grid.columns + slots % grid.stride)
     samples.token_offsets.append(image.job.prompt_length)
-
-
-def _flatten(group: _Lanes) -> tuple[Ints, Ints, Ints, Ints]:
-    counts = [len(p) for p in group.positions]
-    return (
-        np.repeat(group.rows, counts),
-        np.repeat(group.lanes, counts),
-        np.concatenate(group.positions),
-        np.concatenate(group.sources),
-    )
 
 
 def _pack(samples: _Samples) -> SampleBatch:

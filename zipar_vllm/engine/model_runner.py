@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from zipar_vllm.attention.select import select_kernel
+from zipar_vllm.attention.step import AttentionKernel
 from zipar_vllm.core.sampling import SamplingFlags, guide, sample
 from zipar_vllm.models.registry import load_spec
 
+from .attention_backend import StepAttention
 from .batch import BatchBuilder, SampleBatch, StepBatch
 from .job import ImageJob
 from .scheduler import ImageSchedulerOutput
@@ -77,6 +80,7 @@ class ImageModelRunner:
         self._pending: Any = None
         self._table: StateTable
         self._batches: BatchBuilder
+        self._kernel: AttentionKernel
 
     # ---- What a step does -------------------------------------------------------------------
 
@@ -133,8 +137,9 @@ class ImageModelRunner:
         return self._batches.build(decoding, prefilling)
 
     def _forward(self, batch: StepBatch) -> torch.Tensor:
+        attention = StepAttention(self._kernel, self._kernel.plan(batch.attention))
         with set_forward_context(
-            batch.attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
+            attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
         ):
             return self.model(input_ids=batch.input_ids, positions=batch.positions)
 
@@ -239,16 +244,17 @@ class ImageModelRunner:
             image_tokens=self._tokens,
             device=self.device,
         )
-        self._batches = BatchBuilder(
-            self._table, self._heads_per_kv_head(), self.model_config.dtype, self.device
-        )
+        self._batches = BatchBuilder(self._table, self.device)
+        self._kernel = self._select_kernel(spec.block_size)
 
-    def _heads_per_kv_head(self) -> int:
+    def _select_kernel(self, block_size: int) -> AttentionKernel:
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
-        ratios = {layer.num_heads // layer.num_kv_heads for layer in layers.values()}
-        if len(ratios) != 1:
-            raise ValueError(f"layers differ in query heads a key head: {sorted(ratios)}")
-        return ratios.pop()  # type: ignore[no-any-return]
+        shapes = {(la.num_heads // la.num_kv_heads, la.head_size) for la in layers.values()}
+        if len(shapes) != 1:
+            raise ValueError(f"attention layers differ in their heads: {sorted(shapes)}")
+        heads_per_kv_head, head_size = shapes.pop()
+        dtype = self.model_config.dtype
+        return select_kernel(self.device, dtype, heads_per_kv_head, head_size, block_size)
 
     def warming_up_model(self) -> None:
         """Compile the model (vLLM's CPU worker calls this)."""

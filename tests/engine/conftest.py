@@ -1,0 +1,156 @@
+"""Real engines over tiny random models, started once and shared.
+
+They run inside the test process, so that tests can step them one forward pass at a time and look
+into the scheduler. Stock vLLM runs in a process of its own: see ``stock.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import make_tiny_model
+from zipar_vllm.config import ImageParams
+from zipar_vllm.models.base import ImageTokens
+from zipar_vllm.models.registry import load_spec
+
+GRIDS = {"64x64": (8, 8), "96x64": (6, 12), "32x128": (10, 4)}
+
+
+@dataclass
+class Finished:
+    """A finished image: its vocabulary ids in raster order and the engine's own step count."""
+
+    tokens: list[int]
+    steps: int
+
+
+@dataclass
+class Engine:
+    """An in-process engine that a test drives step by step."""
+
+    path: Path
+    llm: Any
+    outputs: dict[str, Finished] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    released: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> ImageTokens:
+        return load_spec(self.path).tokens
+
+    @property
+    def core(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def scheduler(self) -> Any:
+        return self.core.scheduler
+
+    @property
+    def runner(self) -> Any:
+        return self.core.model_executor.driver_worker.worker.model_runner
+
+    @property
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def add(
+        self, name: str, prompt: list[int], unconditional: list[int], params: ImageParams
+    ) -> None:
+        from zipar_vllm.engine.client import engine_request
+
+        terminated = self.tokens.row_terminator is not None
+        request, sampling = engine_request(prompt, unconditional, params, terminated)
+        self.llm.llm_engine.add_request(name, request, sampling)
+
+    def abort(self, name: str) -> None:
+        self.llm.llm_engine.abort_request([name])
+
+    def step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            name, completion = output.request_id, output.outputs[0]
+            self.released.setdefault(name, []).append(len(completion.token_ids))
+            if output.finished and completion.finish_reason == "length":
+                steps = output.kv_transfer_params["zipar_steps"]
+                self.outputs[name] = Finished(list(completion.token_ids), steps)
+            elif output.finished:
+                self.failed[name] = completion.finish_reason
+
+    def run(self, limit: int = 2000) -> None:
+        """Step until nothing is left; fails rather than hang."""
+        for _ in range(limit):
+            if not self.llm.llm_engine.has_unfinished_requests():
+                return
+            self.step()
+        raise AssertionError(f"still running after {limit} steps")
+
+    def generate(
+        self, prompt: list[int], unconditional: list[int], params: ImageParams
+    ) -> Finished:
+        """One image, alone."""
+        self.add("alone", prompt, unconditional, params)
+        self.run()
+        return self.outputs.pop("alone")
+
+
+def start_engine(path: Path, **overrides: Any) -> Engine:
+    """An in-process engine over the model in ``path``."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+
+    from zipar_vllm.engine.arguments import engine_arguments
+
+    arguments: dict[str, Any] = {
+        "dtype": "float32",
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 256,
+        "kv_cache_memory_bytes": 64 << 20,
+        "enforce_eager": True,
+        "distributed_executor_backend": "uni",
+    }
+    return Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Folders of two tiny random models, by whether their rows are terminated."""
+    paths = {}
+    for terminated in (True, False):
+        path = tmp_path_factory.mktemp("tiny") / ("rows" if terminated else "plain")
+        make_tiny_model(
+            path,
+            row_terminator=terminated,
+            grids=GRIDS,
+            dtype=torch.float32,
+            seed=1,
+            initializer_range=0.4,
+        )
+        paths[terminated] = path
+    return paths
+
+
+@pytest.fixture(scope="session")
+def engines(tiny_models: dict[bool, Path]) -> Iterator[dict[bool, Engine]]:
+    """A running engine for each tiny model."""
+    yield {terminated: start_engine(path) for terminated, path in tiny_models.items()}
+
+
+@pytest.fixture(params=[True, False], ids=["terminated", "plain"])
+def engine(request: pytest.FixtureRequest, engines: dict[bool, Engine]) -> Iterator[Engine]:
+    """Each engine in turn, idle, with all its memory free before and after."""
+    engine = engines[request.param]
+    engine.outputs.clear()
+    engine.failed.clear()
+    engine.released.clear()
+    free = engine.free_blocks
+    yield engine
+    engine.run()
+    assert engine.free_blocks == free

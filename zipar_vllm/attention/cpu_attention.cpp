@@ -1,0 +1,261 @@
+// Attention over partly written, paged KV slots on a CPU: one pass over each lane's keys serves
+// all its queries, and nothing is gathered, padded or masked in memory beforehand.
+//
+// A block holds, for each key head, its keys with slots innermost, [head_size][block_size], so
+// that the scores of 16 slots are one vector, and then its values, [block_size][head_size].
+// Softmax runs online over blocks (Milakov and Gimelshein, arXiv 1805.02867), in float.
+//
+// Built and called by cpu_attention.py; plain C interface, no dependency but the compiler.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int kVector = 16;
+constexpr int kMaxRows = 8;        // query rows that share one pass over a lane's keys
+constexpr int kMaxHeadSize = 256;
+constexpr int kMaxBlock = 256;
+constexpr float kMasked = -1e30f;  // finite: a block with nothing visible must not make NaNs
+
+typedef float Floats __attribute__((vector_size(kVector * 4)));
+typedef int32_t Ints __attribute__((vector_size(kVector * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kVector * 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Floats load(const float* p) {
+  Floats v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline Floats load(const BFloat16* p) {
+  Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return (Floats)(__builtin_convertvector(h, Ints) << 16);
+}
+
+inline float widen(float v) { return v; }
+
+inline float widen(BFloat16 v) {
+  uint32_t bits = uint32_t(v.bits) << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+inline void narrow(float v, float* out) { *out = v; }
+
+inline void narrow(float v, BFloat16* out) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  out->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline Floats splat(float v) { return Floats{} + v; }
+
+// e^x for x <= 0: 2^n from the exponent bits, the rest by its Taylor series; relative error
+// below 2e-7.
+inline Floats exponential(Floats x) {
+  const Floats low = splat(-87.0f);
+  x = x < low ? low : x;
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats n = (x * 1.44269504f + magic) - magic;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * (Floats)exponent;
+}
+
+inline float sum(Floats v) {
+  float total = 0;
+  for (int i = 0; i < kVector; ++i) total += v[i];
+  return total;
+}
+
+inline float maximum(Floats v) {
+  float best = v[0];
+  for (int i = 1; i < kVector; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+struct Shape {
+  int64_t heads, kv_heads, head_size, block_size;
+};
+
+// Attention of `Rows` query rows of one lane and key head.
+template <typename T, int Rows>
+void attend_rows(const float* query, const int64_t* limits, const T* cache, int64_t block_stride,
+                 int64_t head_offset, const int64_t* blocks, const uint8_t* written,
+                 const Shape& shape, T* const* outputs) {
+  const int64_t size = shape.head_size, block_size = shape.block_size;
+  float accumulated[Rows][kMaxHeadSize] = {};
+  float top[Rows], weight[Rows] = {};
+  int64_t last = 0;
+  for (int r = 0; r < Rows; ++r) {
+    top[r] = kMasked;
+    last = limits[r] > last ? limits[r] : last;
+  }
+  Ints lane_index;
+  for (int i = 0; i < kVector; ++i) lane_index[i] = i;
+
+  for (int64_t first = 0; first <= last; first += block_size) {
+    const T* keys = cache + blocks[first / block_size] * block_stride + head_offset;
+    const T* values = keys + size * block_size;
+    float scores[Rows][kMaxBlock];
+    float best[Rows];
+    for (int r = 0; r < Rows; ++r) best[r] = top[r];
+
+    for (int64_t s = 0; s < block_size; s += kVector) {
+      Floats score[Rows] = {};
+      for (int64_t d = 0; d < size; ++d) {
+        const Floats key = load(keys + d * block_size + s);
+        for (int r = 0; r < Rows; ++r) score[r] += key * query[r * size + d];
+      }
+      Ints seen;
+      for (int i = 0; i < kVector; ++i) seen[i] = -int32_t(written[first + s + i]);
+      for (int r = 0; r < Rows; ++r) {
+        const int32_t limit = int32_t(limits[r] - first - s);
+        const Ints visible = seen & (lane_index <= (Ints{} + limit));
+        score[r] = visible ? score[r] : splat(kMasked);
+        std::memcpy(&scores[r][s], &score[r], sizeof(Floats));
+        const float highest = maximum(score[r]);
+        best[r] = highest > best[r] ? highest : best[r];
+      }
+    }
+
+    for (int r = 0; r < Rows; ++r) {
+      const float shrink = exponential(splat(top[r] - best[r]))[0];
+      top[r] = best[r];
+      Floats total{};
+      for (int64_t s = 0; s < block_size; s += kVector) {
+        const Floats score = load(&scores[r][s]);
+        const Floats p = score > splat(kMasked) ? exponential(score - best[r]) : Floats{};
+        std::memcpy(&scores[r][s], &p, sizeof p);
+        total += p;
+      }
+      weight[r] = weight[r] * shrink + sum(total);
+      for (int64_t d = 0; d < size; d += kVector) {
+        const Floats kept = load(&accumulated[r][d]) * shrink;
+        std::memcpy(&accumulated[r][d], &kept, sizeof kept);
+      }
+    }
+
+    for (int64_t d = 0; d < size; d += kVector) {
+      Floats out[Rows];
+      for (int r = 0; r < Rows; ++r) out[r] = load(&accumulated[r][d]);
+      for (int64_t s = 0; s < block_size; ++s) {
+        const Floats value = load(values + s * size + d);
+        for (int r = 0; r < Rows; ++r) out[r] += value * scores[r][s];
+      }
+      for (int r = 0; r < Rows; ++r) std::memcpy(&accumulated[r][d], &out[r], sizeof(Floats));
+    }
+  }
+
+  for (int r = 0; r < Rows; ++r)
+    for (int64_t d = 0; d < size; ++d) narrow(accumulated[r][d] / weight[r], outputs[r] + d);
+}
+
+template <typename T>
+using RowsFunction = void (*)(const float*, const int64_t*, const T*, int64_t, int64_t,
+                              const int64_t*, const uint8_t*, const Shape&, T* const*);
+
+template <typename T>
+constexpr RowsFunction<T> kByRows[kMaxRows + 1] = {
+    nullptr,           attend_rows<T, 1>, attend_rows<T, 2>, attend_rows<T, 3>, attend_rows<T, 4>,
+    attend_rows<T, 5>, attend_rows<T, 6>, attend_rows<T, 7>, attend_rows<T, 8>};
+
+// All query rows of one lane and key head, in passes of up to kMaxRows.
+template <typename T>
+void attend_lane(const T* query, int64_t query_stride, T* output, int64_t output_stride,
+                 const T* cache, int64_t block_stride, const int64_t* blocks,
+                 const uint8_t* written, const int64_t* positions, int64_t begin, int64_t end,
+                 int64_t kv_head, float scale, const Shape& shape) {
+  const int64_t group = shape.heads / shape.kv_heads, size = shape.head_size;
+  const int64_t rows = (end - begin) * group;
+  const int64_t head_offset = kv_head * shape.block_size * size * 2;
+  for (int64_t row = 0; row < rows; row += kMaxRows) {
+    const int count = rows - row < kMaxRows ? int(rows - row) : kMaxRows;
+    float scaled[kMaxRows * kMaxHeadSize];
+    int64_t limits[kMaxRows];
+    T* outputs[kMaxRows];
+    for (int r = 0; r < count; ++r) {
+      const int64_t input = begin + (row + r) / group;
+      const int64_t head = kv_head * group + (row + r) % group;
+      const T* q = query + input * query_stride + head * size;
+      for (int64_t d = 0; d < size; ++d) scaled[r * size + d] = widen(q[d]) * scale;
+      limits[r] = positions[input];
+      outputs[r] = output + input * output_stride + head * size;
+    }
+    kByRows<T>[count](scaled, limits, cache, block_stride, head_offset, blocks, written, shape,
+                      outputs);
+  }
+}
+
+template <typename T>
+void run(const T* query, int64_t query_stride, const T* key, int64_t key_stride, const T* value,
+         int64_t value_stride, T* output, int64_t output_stride, T* cache, int64_t block_stride,
+         const int64_t* slots, const int64_t* positions, const int64_t* lane_starts, int64_t lanes,
+         const int64_t* const* lane_blocks, const uint8_t* const* lane_written, float scale,
+         const Shape& shape) {
+  const int64_t size = shape.head_size, block_size = shape.block_size;
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < lane_starts[lanes]; ++i) {
+      for (int64_t h = 0; h < shape.kv_heads; ++h) {
+        T* keys = cache + slots[i] / block_size * block_stride + h * block_size * size * 2;
+        T* values = keys + size * block_size + slots[i] % block_size * size;
+        const T* k = key + i * key_stride + h * size;
+        for (int64_t d = 0; d < size; ++d) keys[d * block_size + slots[i] % block_size] = k[d];
+        std::memcpy(values, value + i * value_stride + h * size, size * sizeof(T));
+      }
+    }
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      for (int64_t h = 0; h < shape.kv_heads; ++h)
+        attend_lane(query, query_stride, output, output_stride, cache, block_stride,
+                    lane_blocks[lane], lane_written[lane], positions, lane_starts[lane],
+                    lane_starts[lane + 1], h, scale, shape);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int zipar_max_head_size() { return kMaxHeadSize; }
+int zipar_max_block_size() { return kMaxBlock; }
+
+// Writes the inputs' keys and values, then attends. Strides are in elements; a bfloat16 array is
+// one of its 16-bit patterns. `element_size` is 2 for bfloat16, 4 for float.
+void zipar_attend(int element_size, const void* query, int64_t query_stride, const void* key,
+                  int64_t key_stride, const void* value, int64_t value_stride, void* output,
+                  int64_t output_stride, void* cache, int64_t block_stride, const int64_t* slots,
+                  const int64_t* positions, const int64_t* lane_starts, int64_t lanes,
+                  const int64_t* const* lane_blocks, const uint8_t* const* lane_written,
+                  float scale, int64_t heads, int64_t kv_heads, int64_t head_size,
+                  int64_t block_size) {
+  const Shape shape{heads, kv_heads, head_size, block_size};
+  if (element_size == 2) {
+    run((const BFloat16*)query, query_stride, (const BFloat16*)key, key_stride,
+        (const BFloat16*)value, value_stride, (BFloat16*)output, output_stride, (BFloat16*)cache,
+        block_stride, slots, positions, lane_starts, lanes, lane_blocks, lane_written, scale,
+        shape);
+  } else {
+    run((const float*)query, query_stride, (const float*)key, key_stride, (const float*)value,
+        value_stride, (float*)output, output_stride, (float*)cache, block_stride, slots, positions,
+        lane_starts, lanes, lane_blocks, lane_written, scale, shape);
+  }
+}
+}

@@ -1,0 +1,152 @@
+"""The CPU kernel: cpu_attention.cpp, built once with the machine's own compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .step import StepInputs
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu_attention.cpp")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+BUILD_SECONDS = 120
+VECTOR = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CPUPlan:
+    """Arrays of one step, kept alive while their addresses are in use."""
+
+    step: StepInputs
+    lane_blocks: np.ndarray[Any, np.dtype[np.int64]]
+    lane_written: np.ndarray[Any, np.dtype[np.int64]]
+
+
+class CPUAttention:
+    """Reads each lane's keys once for all its queries, straight from the paged cache."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._attend = library.zipar_attend
+
+    def plan(self, step: StepInputs) -> CPUPlan:
+        """Find the rows of the tables in memory."""
+        blocks, written = step.block_table, step.written
+        return CPUPlan(
+            step=step,
+            lane_blocks=blocks.data_ptr() + step.lanes * (blocks.stride(0) * 8),
+            lane_written=written.data_ptr() + step.lanes * written.stride(0),
+        )
+
+    def run(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        plan: CPUPlan,
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Write this step's keys and values, then attend; see :class:`AttentionKernel`."""
+        step = plan.step
+        _, kv_heads, block_size, size = cache.shape
+        self._attend(
+            query.element_size(),
+            query.data_ptr(),
+            query.stride(0),
+            key.data_ptr(),
+            key.stride(0),
+            value.data_ptr(),
+            value.stride(0),
+            output.data_ptr(),
+            output.stride(0),
+            cache.data_ptr(),
+            cache.stride(0),
+            step.slot_mapping.data_ptr(),
+            step.positions.data_ptr(),
+            step.lane_starts.ctypes.data,
+            len(step.lanes),
+            plan.lane_blocks.ctypes.data,
+            plan.lane_written.ctypes.data,
+            scale,
+            query.shape[1],
+            kv_heads,
+            size // 2,
+            block_size,
+        )
+
+
+def supports(dtype: torch.dtype, head_size: int, block_size: int) -> bool:
+    """Whether the kernel is written for such a model, and could be built here."""
+    if dtype not in (torch.bfloat16, torch.float32) or head_size % VECTOR or block_size % VECTOR:
+        return False
+    library = load_library()
+    return (
+        library is not None
+        and head_size <= library.zipar_max_head_size()
+        and block_size <= library.zipar_max_block_size()
+    )
+
+
+@cache
+def load_library() -> ctypes.CDLL | None:
+    """Build the kernel, or take it from the cache directory; None where no compiler works."""
+    try:
+        library = ctypes.CDLL(str(_build()))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("the CPU attention kernel could not be built, torch takes over: %s", error)
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library.zipar_attend.restype = None
+    library.zipar_attend.argtypes = [
+        ctypes.c_int,
+        *[pointer, integer] * 5,
+        *[pointer] * 3,
+        integer,
+        *[pointer] * 2,
+        ctypes.c_float,
+        *[integer] * 4,
+    ]
+    return library
+
+
+def _build() -> Path:
+    """Compile into the cache directory, under a name that changes with source and machine."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler found (set CXX)")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30)
+    key = hashlib.sha256(SOURCE.read_bytes() + version.stdout + _cpu_features())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    target = home / "zipar_vllm" / f"cpu_attention-{key.hexdigest()[:16]}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            built = Path(folder) / target.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+            subprocess.run(command, capture_output=True, check=True, timeout=BUILD_SECONDS)
+            built.replace(target)  # atomic: ranks that build at the same time do not collide
+    return target
+
+
+def _cpu_features() -> bytes:
+    """What ``-march=native`` depends on, so that a shared cache serves unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return b""
+    return "".join(sorted({li for li in lines if li.startswith(("flags", "Features"))})).encode()

@@ -1,0 +1,79 @@
+"""What attention needs to know of a step: who asks, what it may see, where keys lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's queries, lane after lane.
+
+    A lane is one sequence of KV slots: an image has one, or two under guidance. The visibility
+    rule: a query at position q sees the slots of its lane that are written, this step's writes
+    included, and whose position is at most q.
+
+    Attributes:
+        positions: int64 ``[inputs]`` on the device, raster position of each input; one lane has
+            each at most once.
+        slot_mapping: int64 ``[inputs]`` on the device, physical slot each key and value go to.
+        lanes: int64 ``[lanes]`` on the host, rows of the tables below.
+        lane_starts: int64 ``[lanes + 1]`` on the host, where each lane's inputs begin.
+        last_positions: int64 ``[lanes]`` on the host, highest position among a lane's inputs.
+        num_decoding: The first lanes, whose inputs are a ready set and not a prompt.
+        written: bool ``[rows, slots]`` on the device, which slots hold a key.
+        block_table: int64 ``[rows, slots / block_size]`` on the device; past a lane's end it
+            names any valid block.
+        block_size: Slots a block.
+    """
+
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    lanes: Ints
+    lane_starts: Ints
+    last_positions: Ints
+    num_decoding: int
+    written: torch.Tensor
+    block_table: torch.Tensor
+    block_size: int
+
+
+class AttentionKernel(Protocol):
+    """An implementation of the visibility rule.
+
+    A KV cache is ``[blocks, kv_heads, block_size, 2 * head_size]``, contiguous; how a kernel
+    orders the numbers within a block is its own affair.
+    """
+
+    def plan(self, step: StepInputs) -> Any:
+        """Work out once a step what every layer needs."""
+        ...
+
+    def run(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        plan: Any,
+        scale: float,
+        output: torch.Tensor,
+    ) -> None:
+        """Write this step's keys and values, then attend.
+
+        Args:
+            query: ``[inputs, heads, head_size]``.
+            key, value: ``[inputs, kv_heads, head_size]``.
+            cache: The layer's KV cache.
+            plan: What :meth:`plan` returned for this step.
+            scale: Multiplies the scores.
+            output: ``[inputs, heads, head_size]``, written in place.
+        """
+        ...
