@@ -94,6 +94,7 @@ class DecoderTraining:
         self.generator = torch.Generator().manual_seed(run.seed)
         self.weights = token_weights(examples, len(self.model.lm_head.digits)).to(self.device)
         self.step, self.elapsed = 0, 0.0
+        self.seen: dict[str, int] = {}  # times each picture was shown, by "style concept"
         self.queue: list[int] = []
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
@@ -101,6 +102,9 @@ class DecoderTraining:
         if len(self.queue) < self.run.batch:
             self.queue += self.rng.sample(range(len(self.examples)), len(self.examples))
         picks = [self.examples[self.queue.pop(0)] for _ in range(self.run.batch)]
+        for example in picks:
+            name = f"{example.style} {example.concept}"
+            self.seen[name] = self.seen.get(name, 0) + 1
         texts = [self.tokenizer.encode(caption(e.concept, e.style, self.rng)).ids for e in picks]
         length = max(map(len, texts)) + len(self.layout.prefix) + len(self.layout.suffix)
         prompts, pads = pad_prompts(texts, self.layout, length)
@@ -161,10 +165,12 @@ class DecoderTraining:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "concepts": sorted({e.concept for e in self.examples}),
             "step": self.step,
+            "seen": self.seen,
             "elapsed": self.elapsed,
             "rng": self.rng.getstate(),
             "generator": self.generator.get_state(),
             "queue": self.queue,
+            "examples": len(self.examples),
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -177,9 +183,11 @@ class DecoderTraining:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.seen = state["seen"]
         self.rng.setstate(state["rng"])
         self.generator.set_state(state["generator"].cpu())
-        self.queue = list(state["queue"])
+        if len(self.examples) == state["examples"]:
+            self.queue = list(state["queue"])
 
     def train(self, checkpoint: Path) -> None:
         """Train until the time is up, from the checkpoint if there is one."""
@@ -195,7 +203,7 @@ class DecoderTraining:
             if self.step - shown == 25:
                 seconds = time.monotonic() - since
                 tokens = 25 * self.run.batch * 601 / seconds
-                epochs = self.step * self.run.batch / len(self.examples)
+                epochs = sum(self.seen.values()) / len(self.examples)
                 print(
                     f"decoder {self.step} loss {total / 25:.4f} epoch {epochs:.1f}"
                     f" {tokens:.0f} tokens/s {self.elapsed:.0f}/{self.run.seconds:.0f} s",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from training.captions import BOI, BOS, EOL, PAD, build_tokenizer, text_vocabulary
-from training.concepts import HELD_OUT
+from training.concepts import CORE, HELD_OUT
 from training.data import (
     GROUNDS,
     Image,
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=DecoderRun().seconds)
     parser.add_argument("--sharpen-seconds", type=float, default=300.0)
     parser.add_argument("--hold", type=float, default=DecoderRun().hold)
+    parser.add_argument("--stage", choices=("core", "all"), default="all")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--output", type=Path, help="export here when done")
     options = parser.parse_args()
@@ -102,6 +103,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     examples, tokenizer, layout, autoencoder = prepare(options.work, options.tokenizer_seconds)
     shown = [e for e in examples if (e.style, e.concept) not in HELD_OUT]
+    if options.stage == "core":
+        shown = [e for e in shown if e.concept in CORE]
     print(f"{len(shown)} pictures, {len({e.concept for e in shown})} concepts", flush=True)
     run = replace(DecoderRun(), seconds=options.seconds, hold=options.hold)
     config = decoder_config(layout, tokenizer, autoencoder.quantizer.levels)
