@@ -15,7 +15,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist .
 
 
 FROM python:3.11-slim AS cpu
-# libnuma and libgomp: vLLM's kernels. g++: torch.compile on CPU. tcmalloc: vLLM asks for it.
+# libnuma, libgomp: vLLM. g++: our attention kernel and torch.compile. tcmalloc: vLLM asks for it.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 libtcmalloc-minimal4 \
@@ -31,7 +31,8 @@ RUN pip install --no-cache-dir --no-deps /tmp/dist/*.whl \
     && mkdir -p /cache /pictures \
     && chown 2000:0 /cache /pictures \
     && chmod g+rwX /cache /pictures
-ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4:/usr/local/lib/libiomp5.so \
+ENV XDG_CACHE_HOME=/cache \
+    LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4:/usr/local/lib/libiomp5.so \
     HF_HOME=/cache/huggingface \
     VLLM_CACHE_ROOT=/cache/vllm \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
@@ -57,6 +58,7 @@ RUN python3 -m pip install --no-cache-dir --no-deps /tmp/dist/*.whl \
     && chown 2000:0 /cache /pictures \
     && chmod g+rwX /cache /pictures
 ENV HOME=/home/vllm \
+    XDG_CACHE_HOME=/cache \
     HF_HOME=/cache/huggingface \
     VLLM_CACHE_ROOT=/cache/vllm \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
