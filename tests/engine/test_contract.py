@@ -36,7 +36,7 @@ def names_of_runner() -> set[str]:
 @pytest.mark.parametrize("worker", [vllm_api.Worker, vllm_api.CPUWorker])
 def test_runner_has_every_name_its_worker_uses(worker: type) -> None:
     used = names_used_on_runner(Path(inspect.getfile(worker)).read_text())
-    assert len(used) > 2
+    assert "warming_up_model" in used or "execute_model" in used
     assert used - names_of_runner() == set()
 
 

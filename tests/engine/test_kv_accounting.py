@@ -37,11 +37,11 @@ def test_every_block_returns_after_random_aborts(engine: Engine) -> None:
         engine.add(name, *wanted[name])
         for _ in range(rng.randint(0, 4)):
             engine.step()
-        if rng.random() < 0.4:
-            victim = str(rng.randint(0, index))
-            if victim not in engine.outputs:
-                engine.abort(victim)
-                aborted.add(victim)
+        unfinished = sorted(set(wanted) - aborted - set(engine.outputs))
+        if unfinished and rng.random() < 0.4:
+            victim = rng.choice(unfinished)
+            engine.abort(victim)
+            aborted.add(victim)
     engine.run()
     assert engine.free_blocks == free
     assert not engine.failed
@@ -52,9 +52,7 @@ def test_every_block_returns_after_random_aborts(engine: Engine) -> None:
 
 def test_abort_frees_both_lanes_at_once(engine: Engine) -> None:
     free = engine.free_blocks
-    params = ImageParams(
-        rows=8, columns=8, window=4, guidance_scale=2.0, unconditional_length=2
-    )
+    params = ImageParams(rows=8, columns=8, window=4, guidance_scale=2.0, unconditional_length=2)
     engine.add("a", [1, 5, 2], [1, 2], params)
     engine.step()
     engine.step()
@@ -73,7 +71,9 @@ def test_rows_are_released_in_raster_order(engine: Engine) -> None:
 @pytest.fixture(scope="module")
 def small(tiny_models: dict[bool, object]) -> Engine:
     """An engine whose cache holds two guided images at a time, and little more."""
-    return start_engine(tiny_models[True], num_gpu_blocks_override=18, max_num_batched_tokens=16)
+    return start_engine(
+        tiny_models[True], num_gpu_blocks_override=18, max_num_batched_tokens=16, max_model_len=512
+    )
 
 
 def test_full_cache_makes_requests_wait_and_all_finish(small: Engine) -> None:

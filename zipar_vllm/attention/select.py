@@ -10,7 +10,11 @@ from .torch_attention import TorchAttention
 
 
 def select_kernel(
-    device: torch.device, dtype: torch.dtype, heads_per_kv_head: int, head_size: int, block_size: int
+    device: torch.device,
+    dtype: torch.dtype,
+    heads_per_kv_head: int,
+    head_size: int,
+    block_size: int,
 ) -> AttentionKernel:
     """The fastest kernel that supports the model on this device."""
     if device.type == "cpu" and cpu_attention.supports(dtype, head_size, block_size):

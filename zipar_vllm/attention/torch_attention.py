@@ -131,7 +131,9 @@ def visibility_bias(
     return bias.repeat(1, heads_per_kv_head, 1).view(lanes, 1, -1, slots)
 
 
-def _attend(query: torch.Tensor, cache: torch.Tensor, group: LaneGroup, scale: float) -> torch.Tensor:
+def _attend(
+    query: torch.Tensor, cache: torch.Tensor, group: LaneGroup, scale: float
+) -> torch.Tensor:
     _, block_size, kv_heads, kv_size = cache.shape
     _, heads, head_size = query.shape
     lanes, width = group.query_index.shape

@@ -175,9 +175,7 @@ def _add_decode(image: ImageState, step: int, lanes: _Lanes, samples: _Samples) 
     ]
     sampled = np.flatnonzero(inputs.targets != NOT_SAMPLED)
     if len(sampled):
-        _add_samples(
-            image, [sampled + start for start in starts], inputs.targets[sampled], samples
-        )
+        _add_samples(image, [sampled + start for start in starts], inputs.targets[sampled], samples)
 
 
 def _add_prefill(

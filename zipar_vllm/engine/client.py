@@ -93,7 +93,9 @@ class ImageClient:
     def _progress(self, output: RequestOutput, params: ImageParams) -> ImageProgress:
         tokens = self._spec.tokens
         codes = [
-            token - tokens.start for token in output.outputs[0].token_ids if token != tokens.row_terminator
+            token - tokens.start
+            for token in output.outputs[0].token_ids
+            if token != tokens.row_terminator
         ]
         return ImageProgress(
             codes=codes,

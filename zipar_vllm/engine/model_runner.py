@@ -165,11 +165,7 @@ class ImageModelRunner:
             top_p=self._to_device(top_p),
             seeds=self._to_device(options.seed[batch.rows]),
             positions=self._to_device(batch.grid_positions),
-            flags=SamplingFlags(
-                all_greedy=bool((temperature == 0).all()),
-                any_top_k=bool((top_k > 0).any()),
-                any_top_p=bool((top_p < 1).any()),
-            ),
+            flags=SamplingFlags.of(temperature, top_k, top_p),
         )
         rows, slots = self._to_device(batch.rows), self._to_device(batch.token_slots)
         self._table.tokens[rows, slots] = codes + self._tokens.start
@@ -188,7 +184,9 @@ class ImageModelRunner:
             after = plan.completed_rows[step]
             if after > before:
                 stride = plan.grid.stride
-                release = _Release(index, image.row, start + before * stride, start + after * stride)
+                release = _Release(
+                    index, image.row, start + before * stride, start + after * stride
+                )
                 releases.append(release)
         return _StepOutput(request_ids, releases, self._table.tokens)
 
@@ -372,7 +370,8 @@ class _StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         self._ready: Any = None
         device = tokens.device
         self._rows = [
-            tokens[r.row, r.start : r.stop].to("cpu", non_blocking=True, copy=True) for r in releases
+            tokens[r.row, r.start : r.stop].to("cpu", non_blocking=True, copy=True)
+            for r in releases
         ]
         if releases and device.type == "cuda":
             self._ready = torch.cuda.Event()

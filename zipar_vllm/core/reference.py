@@ -1,0 +1,149 @@
+"""The reference decoder: one image, any Hugging Face causal model, plain torch, slow.
+
+It restates the decoding rule token by token, shares no code with the plans the engine runs, and
+is the oracle of every exactness test. Source: ZipAR (arXiv 2412.04062), section 3.2; visibility
+and proxies as ``docs/structures.md`` describes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .grid import Grid
+from .sampling import SamplingFlags, guide, sample
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """A decoded image.
+
+    Attributes:
+        tokens: Vocabulary ids in raster order, terminators included.
+        num_forward_passes: Passes taken, the prefill counted; two lanes share a pass.
+    """
+
+    tokens: list[int]
+    num_forward_passes: int
+
+
+@dataclass
+class _Lane:
+    """A sequence in the order it was fed: positions may repeat, then the latest one counts."""
+
+    model: Any
+    prompt_length: int
+    cache: Any = None
+    positions: list[int] = field(default_factory=list)
+    superseded: list[bool] = field(default_factory=list)
+
+    def feed(self, tokens: list[int], positions: list[int]) -> torch.Tensor:
+        """Run the model on some inputs; logits float32 ``[inputs, vocabulary]``."""
+        for index, position in enumerate(self.positions):
+            self.superseded[index] |= position in positions
+        self.positions += positions
+        self.superseded += [False] * len(positions)
+        visible = torch.tensor(
+            [
+                [
+                    not old and at <= query
+                    for at, old in zip(self.positions, self.superseded, strict=True)
+                ]
+                for query in positions
+            ]
+        )
+        bias = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+        output = self.model(
+            input_ids=torch.tensor([tokens]),
+            position_ids=torch.tensor([positions]),
+            attention_mask=bias[None, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
+
+
+@torch.no_grad()
+def decode_image(
+    model: Any,
+    prompt_ids: Sequence[int],
+    grid: Grid,
+    window: int,
+    *,
+    image_tokens: tuple[int, int],
+    row_terminator_id: int | None = None,
+    unconditional_ids: Sequence[int] = (),
+    guidance_scale: float = 1.0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> ReferenceResult:
+    """Decode one image, a ready set at a time.
+
+    Args:
+        model: A Hugging Face causal language model in float32.
+        prompt_ids: Conditional prompt.
+        grid: The grid; must have a terminator exactly if ``row_terminator_id`` is given.
+        window: 1 or more; at least ``grid.columns`` is raster order.
+        image_tokens: First id and number of the image tokens.
+        row_terminator_id: Token that ends every row, or None.
+        unconditional_ids: Prompt of the unconditional lane; empty turns guidance off.
+        guidance_scale, temperature, top_k, top_p, seed: As :class:`zipar_vllm.config.ImageParams`.
+    """
+    start, count = image_tokens
+    width, rows = grid.columns, grid.rows
+    lanes = [_Lane(model, len(ids)) for ids in (prompt_ids, unconditional_ids) if ids]
+
+    def draw(logits: list[torch.Tensor], row: int, column: int) -> int:
+        scores = [lane[start : start + count].unsqueeze(0) for lane in logits]
+        score = guide(*scores, torch.tensor([guidance_scale])) if len(scores) == 2 else scores[0]
+        options = np.float32([temperature]), np.array([top_k]), np.float32([top_p])
+        code = sample(
+            score,
+            temperature=torch.from_numpy(options[0]),
+            top_k=torch.from_numpy(options[1]),
+            top_p=torch.from_numpy(options[2]),
+            seeds=torch.tensor([seed]),
+            positions=torch.tensor([row * width + column]),
+            flags=SamplingFlags.of(*options),
+        )
+        return start + int(code)
+
+    prompts = [list(ids) for ids in (prompt_ids, unconditional_ids) if ids]
+    first = [
+        lane.feed(ids, list(range(len(ids))))[-1] for lane, ids in zip(lanes, prompts, strict=True)
+    ]
+    decoded: list[list[int]] = [[] for _ in range(rows)]
+    decoded[0].append(draw(first, 0, 0))
+    closed = [False] * rows  # the row's last token has been fed
+    passes = 1
+    while len(decoded[-1]) < width:
+        inputs: dict[int, tuple[int, int | None]] = {}  # slot -> token, row it predicts for
+        before = [len(row) for row in decoded]
+        for row in range(rows):
+            if 0 < before[row] < width:
+                inputs[grid.slot(row, before[row] - 1)] = (decoded[row][-1], row)
+            elif before[row] == width and not closed[row]:
+                inputs[grid.slot(row, width - 1)] = (decoded[row][-1], None)
+                closed[row] = True
+            elif row and not before[row] and before[row - 1] >= min(window, width):
+                opening = decoded[row - 1][-1] if row_terminator_id is None else row_terminator_id
+                inputs[grid.slot(row, 0) - 1] = (opening, row)
+        slots = sorted(inputs)
+        tokens = [inputs[slot][0] for slot in slots]
+        logits = [lane.feed(tokens, [lane.prompt_length + s for s in slots]) for lane in lanes]
+        for index, slot in enumerate(slots):
+            target = inputs[slot][1]
+            if target is not None:
+                scores = [lane[index] for lane in logits]
+                decoded[target].append(draw(scores, target, before[target]))
+        passes += 1
+    ending = [] if row_terminator_id is None else [row_terminator_id]
+    return ReferenceResult([token for row in decoded for token in [*row, *ending]], passes)

@@ -1,0 +1,171 @@
+"""Sampling maths: guidance, temperature, top-k, top-p, and noise that depends on nothing else.
+
+The noise of a token is a hash of (seed, grid position, token), so the same seed draws the same
+picture whatever the window, the batch or the rank (design of counter-based generators: Salmon
+et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_MASK32 = 0xFFFFFFFF
+_UNIFORM_BITS = 23
+"""Bits of a uniform number: one more and (2**bits - 0.5) / 2**bits would round to 1 in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFlags:
+    """What a batch asks for, known on the host so that no device has to be waited for.
+
+    Attributes:
+        all_greedy: Every row takes its highest logit.
+        truncated: Some row that samples has a top-k, or a top-p below 1.
+        width: How many of the highest logits have to be sorted for that; 0 means all.
+    """
+
+    all_greedy: bool
+    truncated: bool
+    width: int
+
+    @classmethod
+    def of(
+        cls,
+        temperature: NDArray[np.float32],
+        top_k: NDArray[np.int64],
+        top_p: NDArray[np.float32],
+    ) -> SamplingFlags:
+        """Summarise host arrays of shape ``[n]``."""
+        sampled = temperature > 0
+        if not sampled.any():
+            return cls(all_greedy=True, truncated=False, width=0)
+        widths = top_k[sampled]
+        return cls(
+            all_greedy=False,
+            truncated=bool((widths > 0).any() or (top_p[sampled] < 1).any()),
+            width=int(widths.max()) if (widths > 0).all() else 0,
+        )
+
+
+def guide(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Classifier-free guidance, ``u + g * (c - u)``.
+
+    Args:
+        conditional, unconditional: float32 ``[n, count]``.
+        scale: float32 ``[n]``.
+    """
+    return unconditional + scale.unsqueeze(1) * (conditional - unconditional)
+
+
+def sample(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    flags: SamplingFlags,
+) -> torch.Tensor:
+    """Draw one token a row: temperature, then top-k, then top-p, then Gumbel-max.
+
+    Of logits equal to the k-th highest, those with ``torch.topk``'s preference are kept: the
+    choice is the same every time, and exactly k remain.
+
+    Args:
+        logits: float32 ``[n, count]``.
+        temperature: float32 ``[n]``; 0 takes the highest logit.
+        top_k: int64 ``[n]``; 0 keeps all.
+        top_p: float32 ``[n]`` in (0, 1].
+        seeds: int64 ``[n]``.
+        positions: int64 ``[n]``, the tokens' places in the grid, ``row * columns + column``.
+        flags: The batch's summary; must agree with the arrays.
+
+    Returns:
+        int64 ``[n]`` in [0, count).
+    """
+    if flags.all_greedy:
+        return logits.argmax(dim=-1)
+    count = logits.shape[1]
+    greedy = (temperature == 0).unsqueeze(1)
+    scaled = logits / temperature.unsqueeze(1).masked_fill(greedy, 1.0)
+    tokens: torch.Tensor | None = None
+    if flags.truncated:
+        width = min(flags.width, count) or count
+        scaled, tokens = scaled.topk(width, dim=-1)
+        scaled = _truncate(scaled, top_k, top_p)
+    noise = gumbel_noise(seeds, positions, count, tokens).masked_fill(greedy, 0.0)
+    choice = (scaled + noise).argmax(dim=-1, keepdim=True)
+    return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
+
+
+def _truncate(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Apply top-k and top-p to logits sorted from high to low; the highest always stays."""
+    rank = torch.arange(scaled.shape[1], device=scaled.device)
+    limit = torch.where(top_k > 0, top_k, scaled.shape[1]).unsqueeze(1)
+    scaled = scaled.masked_fill(rank >= limit, float("-inf"))
+    probabilities = scaled.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    outside = (before >= top_p.unsqueeze(1)) & (rank > 0)
+    return scaled.masked_fill(outside & (top_p < 1).unsqueeze(1), float("-inf"))
+
+
+def gumbel_noise(
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    count: int,
+    tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Standard Gumbel noise, a pure function of (seed, position, token).
+
+    Args:
+        seeds: int64 ``[n]``.
+        positions: int64 ``[n]``.
+        count: Number of tokens.
+        tokens: int64 ``[n, width]``, the tokens wanted; all ``count`` of them if None.
+
+    Returns:
+        float32 ``[n, width]``.
+    """
+    if tokens is None:
+        tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
+    bits = _hash_tokens(_hash_rows(seeds, positions), tokens)
+    uniform = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
+    return -(-uniform.log()).log()
+
+
+def _hash_rows(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """64 well-mixed bits of (seed, position): splitmix64's finaliser (Steele et al., 2014)."""
+    x = seeds + (positions + 1) * -7046029254386353131  # the golden ratio, as splitmix64 steps
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685
+    return x ^ _shift_right(x, 31)
+
+
+def _hash_tokens(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """32 well-mixed bits of (row hash, token), in int64 ``[n, width]``.
+
+    Two rounds of the multiply-xorshift hash "lowbias32" (C. Wellons, hash-prospector, 2018), one
+    for each half of the row's hash. Products of two 32-bit numbers wrap modulo 2**64, which
+    leaves their low 32 bits right.
+    """
+    low, high = (rows & _MASK32).unsqueeze(1), _shift_right(rows, 32).unsqueeze(1)
+    x = _lowbias32((tokens * 0x9E3779B1 + low) & _MASK32)
+    return _lowbias32(x ^ high)
+
+
+def _lowbias32(x: torch.Tensor) -> torch.Tensor:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift of int64: torch's own copies the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
