@@ -132,3 +132,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "flag of Germany": ("german flag",), "flag of Italy": ("italian flag",),
     "flag of Canada": ("canadian flag",), "flag of Brazil": ("brazilian flag",),
 }  # fmt: skip
+
+
+def all_concepts() -> list[str]:
+    """Every concept that has a drawing in any style, sorted; the text vocabulary covers them."""
+    return sorted({*NAMED, *RENAMED, *(f"flag of {country}" for country in FLAGS)})

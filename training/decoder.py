@@ -15,6 +15,7 @@ from training.captions import caption
 from training.masks import batch_mask, corrupt, draw_window
 from training.model import Decoder, DecoderConfig
 from training.muon import BatchedMuon
+from training.parallel import Team
 from training.sample import Layout, pad_prompts
 
 
@@ -72,39 +73,45 @@ class DecoderTraining:
         examples: list[Example],
         tokenizer: Any,
         layout: Layout,
+        team: Team | None = None,
     ) -> None:
         torch.manual_seed(run.seed)
+        self.team = team or Team()
         self.config, self.run, self.layout = config, run, layout
         self.examples, self.tokenizer = examples, tokenizer
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = Decoder(config).to(self.device)
         self.ema = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
+        # Each worker orthogonalises its part of the matrices; Team.share() spreads the results.
+        self.matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
+        own = self.matrices[self.team.rank :: self.team.size]
         vectors = [p for p in self.model.layers.parameters() if p.ndim != 2]
         tables = [*self.model.embed_tokens.parameters(), *self.model.lm_head.parameters()]
         vectors += list(self.model.norm.parameters())
         self.optimizers: list[torch.optim.Optimizer] = [
-            BatchedMuon(matrices, lr=run.muon_rate, weight_decay=run.weight_decay),
+            BatchedMuon(own, lr=run.muon_rate, weight_decay=run.weight_decay),
             torch.optim.AdamW(
                 tables + vectors, lr=run.adam_rate, betas=(0.9, 0.98), weight_decay=0.0
             ),
         ]
         self.rates = [run.muon_rate, run.adam_rate]
-        self.rng = random.Random(run.seed)
-        self.generator = torch.Generator().manual_seed(run.seed)
+        self.seed_data(0)
         self.weights = token_weights(examples, len(self.model.lm_head.digits)).to(self.device)
         self.step, self.elapsed = 0, 0.0
-        self.seen: dict[str, int] = {}  # times each picture was shown, by "style concept"
+        self.shown: dict[str, int] = {}  # pictures shown, by how many there were to choose from
+
+    def seed_data(self, step: int) -> None:
+        """Own randomness for each worker, and after each resumption."""
+        self.rng = random.Random(f"{self.run.seed}/{self.team.rank}/{step}")
+        self.generator = torch.Generator().manual_seed(self.rng.getrandbits(32))
         self.queue: list[int] = []
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Inputs ``[B, L]``, mask ``[B, 1, L, L]``, codes ``[B, 24, 24]``, prompt length."""
-        if len(self.queue) < self.run.batch:
+        count = self.run.batch // self.team.size
+        if len(self.queue) < count:
             self.queue += self.rng.sample(range(len(self.examples)), len(self.examples))
-        picks = [self.examples[self.queue.pop(0)] for _ in range(self.run.batch)]
-        for example in picks:
-            name = f"{example.style} {example.concept}"
-            self.seen[name] = self.seen.get(name, 0) + 1
+        picks = [self.examples[self.queue.pop(0)] for _ in range(count)]
         texts = [self.tokenizer.encode(caption(e.concept, e.style, self.rng)).ids for e in picks]
         length = max(map(len, texts)) + len(self.layout.prefix) + len(self.layout.suffix)
         prompts, pads = pad_prompts(texts, self.layout, length)
@@ -132,8 +139,9 @@ class DecoderTraining:
         flat = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none")
         return flat.view_as(codes)
 
-    def train_step(self) -> torch.Tensor:
+    def train_step(self) -> float:
         """One optimiser step; returns the unweighted mean loss."""
+        start = time.monotonic()
         done = self.elapsed / self.run.seconds
         factor = min(1.0, (self.step + 1) / 60, (1 - done) / (1 - self.run.hold))
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
@@ -144,34 +152,51 @@ class DecoderTraining:
         weights = self.weights[codes]
         loss = (losses * weights).sum() / weights.sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        mean = float(losses.detach().mean())
+        # The clock is averaged too: learning rate and end are then the same for all workers.
+        mean, self.elapsed = self.team.average(grads, (mean, self.elapsed))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+        self.team.share(self.matrices)
         self.step += 1
+        pool = str(len(self.examples))
+        self.shown[pool] = self.shown.get(pool, 0) + self.run.batch
         keep = min(self.run.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.model.named_parameters():
                 self.ema[name].lerp_(value, 1 - keep)
-        return losses.detach().mean()
+        self.elapsed += time.monotonic() - start
+        return mean
+
+    def gather_momenta(self) -> list[torch.Tensor]:
+        """Muon's state for all matrices, whichever worker has it."""
+        state = self.optimizers[0].state
+        momenta = [
+            state[p]["momentum"].clone() if "momentum" in state.get(p, {}) else torch.zeros_like(p)
+            for p in self.matrices
+        ]
+        self.team.share(momenta)
+        return momenta
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write a checkpoint, whole or not at all; all workers must call it."""
         state = {
             "config": self.config.to_dict(),
             "model": self.model.state_dict(),
             "ema": self.ema,
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "momenta": self.gather_momenta(),
+            "adam": self.optimizers[1].state_dict(),
             "concepts": sorted({e.concept for e in self.examples}),
             "step": self.step,
-            "seen": self.seen,
+            "shown": self.shown,
             "elapsed": self.elapsed,
-            "rng": self.rng.getstate(),
-            "generator": self.generator.get_state(),
-            "queue": self.queue,
-            "examples": len(self.examples),
         }
+        if self.team.rank:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
@@ -180,14 +205,12 @@ class DecoderTraining:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.ema = state["ema"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for param, momentum in zip(self.matrices, state["momenta"], strict=True):
+            self.optimizers[0].state[param]["momentum"] = momentum
+        self.optimizers[1].load_state_dict(state["adam"])
         self.step, self.elapsed = state["step"], state["elapsed"]
-        self.seen = state["seen"]
-        self.rng.setstate(state["rng"])
-        self.generator.set_state(state["generator"].cpu())
-        if len(self.examples) == state["examples"]:
-            self.queue = list(state["queue"])
+        self.shown = state["shown"]
+        self.seed_data(self.step)
 
     def train(self, checkpoint: Path) -> None:
         """Train until the time is up, from the checkpoint if there is one."""
@@ -197,18 +220,17 @@ class DecoderTraining:
         last_saved, shown, total = self.elapsed, self.step, 0.0
         since = time.monotonic()
         while self.elapsed < self.run.seconds:
-            start = time.monotonic()
-            total += float(self.train_step())
-            self.elapsed += time.monotonic() - start
-            if self.step - shown == 25:
+            total += self.train_step()
+            if self.step - shown == 25 and self.team.rank == 0:
                 seconds = time.monotonic() - since
                 tokens = 25 * self.run.batch * 601 / seconds
-                epochs = sum(self.seen.values()) / len(self.examples)
+                epochs = self.shown[str(len(self.examples))] / len(self.examples)
                 print(
                     f"decoder {self.step} loss {total / 25:.4f} epoch {epochs:.1f}"
                     f" {tokens:.0f} tokens/s {self.elapsed:.0f}/{self.run.seconds:.0f} s",
                     flush=True,
                 )
+            if self.step - shown == 25:
                 shown, total, since = self.step, 0.0, time.monotonic()
             if self.elapsed - last_saved > self.run.keep_every:
                 self.save(checkpoint)

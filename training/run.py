@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import spawn
 
 from training.captions import BOI, BOS, EOL, PAD, build_tokenizer, text_vocabulary
-from training.concepts import CORE, HELD_OUT
+from training.concepts import CORE, HELD_OUT, all_concepts
 from training.data import (
     GROUNDS,
     Image,
@@ -27,10 +28,12 @@ from training.data import (
 from training.decoder import DecoderRun, DecoderTraining, Example
 from training.export import export
 from training.model import DecoderConfig
+from training.parallel import Team
 from training.sample import Layout
 from training.tokenizer import TokenizerRun, sharpen, train_tokenizer
 from zipar_vllm.models.fsq import FSQAutoencoder
 
+PORT = 29531  # where workers on this machine meet
 EXTRA_PICTURES = 1200  # drawings of other things, for the image tokenizer only
 
 
@@ -72,7 +75,7 @@ def decoder_config(layout: Layout, tokenizer: Any, levels: tuple[int, ...]) -> D
     return DecoderConfig(tokenizer.get_vocab_size(), layout.image_start, levels)
 
 
-def prepare(work: Path, seconds: float) -> tuple[list[Example], Any, Layout, FSQAutoencoder]:
+def prepare(work: Path, seconds: float) -> tuple[list[Example], FSQAutoencoder]:
     """Pictures and a trained image tokenizer, made once and kept in ``work``."""
     folder = work / "vq"
     trained = (folder / "done").exists()
@@ -83,9 +86,25 @@ def prepare(work: Path, seconds: float) -> tuple[list[Example], Any, Layout, FSQ
         (folder / "done").touch()
     autoencoder = FSQAutoencoder.from_pretrained(folder)
     examples = tokenize(drawings, autoencoder)
-    concepts = sorted({e.concept for e in examples})
+    return examples, autoencoder
+
+
+def train_worker(rank: int, size: int, work: Path, run: DecoderRun, shown: list[Example]) -> None:
+    """One of ``size`` processes that train the decoder together."""
+    team = Team(rank, size)
+    if size > 1:
+        torch.set_num_threads(1)
+        team.join(PORT)
+    autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
+    concepts = all_concepts()
     tokenizer = build_tokenizer(concepts, autoencoder.quantizer.num_codes)
-    return examples, tokenizer, build_layout(concepts), autoencoder
+    layout = build_layout(concepts)
+    config = decoder_config(layout, tokenizer, autoencoder.quantizer.levels)
+    training = DecoderTraining(config, run, shown, tokenizer, layout, team)
+    if rank == 0:
+        count = sum(p.numel() for p in training.model.parameters())
+        print(f"decoder: {count / 1e6:.2f} M parameters", flush=True)
+    training.train(work / "decoder.pt")
 
 
 def main() -> None:
@@ -97,21 +116,22 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=DecoderRun().hold)
     parser.add_argument("--stage", choices=("core", "all"), default="all")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    parser.add_argument("--workers", type=int, default=1, help="single-threaded processes")
     parser.add_argument("--output", type=Path, help="export here when done")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    examples, tokenizer, layout, autoencoder = prepare(options.work, options.tokenizer_seconds)
+    examples, autoencoder = prepare(options.work, options.tokenizer_seconds)
     shown = [e for e in examples if (e.style, e.concept) not in HELD_OUT]
     if options.stage == "core":
         shown = [e for e in shown if e.concept in CORE]
     print(f"{len(shown)} pictures, {len({e.concept for e in shown})} concepts", flush=True)
     run = replace(DecoderRun(), seconds=options.seconds, hold=options.hold)
-    config = decoder_config(layout, tokenizer, autoencoder.quantizer.levels)
-    training = DecoderTraining(config, run, shown, tokenizer, layout)
-    count = sum(p.numel() for p in training.model.parameters())
-    print(f"decoder: {count / 1e6:.2f} M parameters", flush=True)
-    training.train(options.work / "decoder.pt")
+    spawn(
+        train_worker,
+        args=(options.workers, options.work, run, shown),
+        nprocs=options.workers,
+    )
     if not (options.work / "vq" / "sharp").exists() and options.sharpen_seconds > 0:
         drawings, _ = load_drawings(options.work, 0)
         sharpen(autoencoder, list(drawings.values()), options.sharpen_seconds, options.work / "vq")
