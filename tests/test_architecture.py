@@ -15,18 +15,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("zipar_vllm", "server")
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 70
+MAX_FUNCTION_LINES = 60
 
 # What the modules below a name may import of ours; the longest name that fits counts.
 MAY_IMPORT = {
     "zipar_vllm": (),
     "zipar_vllm.core": ("zipar_vllm.core",),
     "zipar_vllm.config": ("zipar_vllm.core",),
+    "zipar_vllm.errors": (),
     "zipar_vllm.attention": ("zipar_vllm.core", "zipar_vllm.config", "zipar_vllm.attention"),
     "zipar_vllm.models": ("zipar_vllm.core", "zipar_vllm.config", "zipar_vllm.models"),
     "zipar_vllm.engine": (
         "zipar_vllm.core",
         "zipar_vllm.config",
+        "zipar_vllm.errors",
         "zipar_vllm.attention",
         "zipar_vllm.models",
         "zipar_vllm.engine",
@@ -36,6 +38,7 @@ MAY_IMPORT = {
         "server",
         "zipar_vllm.core",
         "zipar_vllm.config",
+        "zipar_vllm.errors",
         "zipar_vllm.models",
         "zipar_vllm.engine.client",
     ),
@@ -45,7 +48,7 @@ MAY_IMPORT = {
 EXTRA = {"zipar_vllm.attention.backend": ("zipar_vllm.engine.vllm_api",)}
 
 # The server's composition root: where an engine is made, its arguments are known.
-COMPOSITION_ROOT = ("server.cli", "server.plugin")
+COMPOSITION_ROOT = ("server.cli", "server.generate", "server.plugin")
 ROOT_ONLY = ("zipar_vllm.engine.arguments",)
 
 # vLLM's unstable internals, and the one module that names them.
@@ -111,7 +114,8 @@ def is_ours(name: str) -> bool:
 
 
 def all_imports() -> list[Import]:
-    return [found for path in sources(*PACKAGES) for found in imports_of(path)]
+    found = (found for path in sources(*PACKAGES) for found in imports_of(path))
+    return list(dict.fromkeys(found))
 
 
 def offending(found: list[Import]) -> str:
@@ -179,13 +183,22 @@ def test_files_stay_readable_in_one_sitting() -> None:
     assert not long, f"more than {MAX_FILE_LINES} lines: {long}"
 
 
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the signature to the end, the docstring not counted."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None:
+        lines -= (first.end_lineno or 0) - first.lineno + 1
+    return lines
+
+
 def test_functions_stay_about_a_screen() -> None:
     long = [
-        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length}"
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {body_lines(node)}"
         for path in sources(*PACKAGES)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+        and body_lines(node) > MAX_FUNCTION_LINES
     ]
     assert not long, f"more than {MAX_FUNCTION_LINES} lines: {long}"
 
