@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,17 @@ def check_config(vllm_config: Any) -> None:
     for option, is_set in unsupported.items():
         if is_set:
             raise ValueError(f"{option}: image decoding does not support it, leave it off")
+
+
+def command_line(model: str | Path) -> list[str]:
+    """:func:`engine_arguments` as ``vllm serve`` takes them, the model first."""
+    words = [str(model)]
+    for name, value in engine_arguments(model).items():
+        flag = name.replace("_", "-")
+        if name == "model":
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return words

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from zipar_vllm.config import ImageParams
+from zipar_vllm.errors import EngineUnavailableError
 from zipar_vllm.models.base import ImageModelSpec
 
-from .vllm_api import EngineClient, RequestOutput, RequestOutputKind, SamplingParams, TokensPrompt
+from .capacity import check_capacity
+from .job import ImageJob
+from .vllm_api import (
+    EngineClient,
+    EngineDeadError,
+    EngineGenerateError,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+    TokensPrompt,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +42,6 @@ class ImageProgress:
     finished: bool
     steps: int | None = None
     queue_seconds: float | None = None
-
-
-class ImageAborted(RuntimeError):
-    """The engine ended the request before the picture was complete (it is draining)."""
 
 
 def engine_request(
@@ -57,7 +65,12 @@ def engine_request(
 
 
 class ImageClient:
-    """Streams pictures from vLLM's engine client; closing the stream aborts the request."""
+    """Streams pictures from vLLM's engine client; closing the stream aborts the request.
+
+    Args:
+        engine: A running vLLM engine, started with :func:`engine_arguments`.
+        spec: The facts of the model it runs.
+    """
 
     def __init__(self, engine: EngineClient, spec: ImageModelSpec) -> None:
         self._engine = engine
@@ -69,7 +82,7 @@ class ImageClient:
         prompt_ids: list[int],
         unconditional_ids: list[int],
         params: ImageParams,
-    ) -> AsyncIterator[ImageProgress]:
+    ) -> AsyncGenerator[ImageProgress, None]:
         """Decode one image and yield it each time more rows are complete.
 
         Args:
@@ -80,15 +93,24 @@ class ImageClient:
             params: Grid, window, guidance, sampling.
 
         Raises:
-            ImageAborted: the engine gave the request up.
+            EngineUnavailableError: the engine gave the request up.
+            ImageTooLargeError: the KV cache can never hold the image.
         """
         terminated = self._spec.tokens.row_terminator is not None
         prompt, sampling = engine_request(prompt_ids, unconditional_ids, params, terminated)
-        async for output in self._engine.generate(prompt, sampling, request_id):
-            progress = self._progress(output, params)
-            if output.finished and progress.rows < params.rows:
-                raise ImageAborted(f"image {request_id} ended after {progress.rows} rows")
-            yield progress
+        job = ImageJob.from_request(
+            len(prompt_ids) + len(unconditional_ids), sampling, self._spec.tokens
+        )
+        check_capacity(job, self._engine.vllm_config)
+        try:
+            async with aclosing(self._engine.generate(prompt, sampling, request_id)) as outputs:
+                async for output in outputs:
+                    progress = self._progress(output, params)
+                    if output.finished and progress.rows < params.rows:
+                        raise EngineUnavailableError(f"ended after {progress.rows} rows")
+                    yield progress
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineUnavailableError("the engine died", dead=True) from error
 
     def _progress(self, output: RequestOutput, params: ImageParams) -> ImageProgress:
         tokens = self._spec.tokens

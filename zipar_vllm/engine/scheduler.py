@@ -13,6 +13,7 @@ from typing import Any
 from zipar_vllm.models.registry import load_spec
 
 from .arguments import check_config
+from .capacity import check_capacity
 from .job import ImageJob
 from .kv_cache import ImageKVCacheManager
 from .vllm_api import AsyncScheduler, Request, SchedulerOutput
@@ -74,7 +75,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             job = ImageJob.from_request(
                 request.num_prompt_tokens, request.sampling_params, self._tokens
             )
-            self._check_fits(job)
+            check_capacity(job, self.vllm_config)
         except ValueError as error:
             logger.error("refused image %s: %s", request.request_id, error)
             # vLLM ends the requests of this set with an error of their own, and no others.
@@ -137,14 +138,3 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         """Whether every running image and this one fit into a step at their widest."""
         widths = sum(self._images[r.request_id].job.width for r in self.running)
         return widths + self._images[request.request_id].job.width <= self._token_budget
-
-    def _check_fits(self, job: ImageJob) -> None:
-        needed = job.num_blocks(self.block_size)
-        usable = self.kv_cache_manager.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
-        if needed > usable:
-            raise ValueError(f"the image needs {needed} KV blocks, the cache has {usable}")
-        if job.width > self._token_budget:
-            raise ValueError(
-                f"a step of the image has up to {job.width} inputs, "
-                f"max_num_batched_tokens is {self._token_budget}"
-            )

@@ -34,6 +34,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheLayout, KVCacheSpec
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.request import Request
@@ -53,6 +54,8 @@ __all__ = [
     "CPUWorker",
     "CompilationMode",
     "EngineClient",
+    "EngineDeadError",
+    "EngineGenerateError",
     "KVCacheBlocks",
     "KVCacheConfig",
     "KVCacheLayout",

@@ -33,7 +33,7 @@ class ImageTokens:
 
 @dataclass(frozen=True, slots=True)
 class ImageDefaults:
-    """What a request gets that does not say otherwise; see :class:`zipar_vllm.config.ImageParams`."""
+    """What a request gets that does not say otherwise, as in ``zipar_vllm.config.ImageParams``."""
 
     window: int
     guidance_scale: float

@@ -1,0 +1,107 @@
+"""``zipar generate``: one prompt, one picture, no server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from tqdm import tqdm
+
+from zipar_vllm.models.demo import DEMO_PATH
+
+from .errors import APIError
+from .jobs import ImageJob
+from .options import ServerOptions
+from .schemas import ImageGenerationRequest
+from .service import ImageService, Picture
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="zipar generate", description=__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"))
+    parser.add_argument("--model", default=str(DEMO_PATH), help="folder of an image model")
+    parser.add_argument("--size", help="WxH, one the model offers")
+    parser.add_argument("--window", type=int, help="1 to the grid's columns (raster order)")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--negative-prompt")
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Draw a picture and say how."""
+    from .cli import set_environment
+
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    set_environment()
+    try:
+        picture = asyncio.run(_draw(options))
+    except APIError as error:
+        parser.error(error.message)
+    options.output.write_bytes(picture.file)
+    print(
+        f"{options.output}: seed {picture.params.seed}, window {picture.params.window}, "
+        f"{picture.steps} steps, {picture.seconds.decode:.2f} s"
+    )
+
+
+def make_request(options: argparse.Namespace) -> ImageGenerationRequest:
+    """The options as a request to the endpoint, so that both mean the same."""
+    suffix = options.output.suffix.lstrip(".").lower()
+    fields = {
+        "prompt": options.prompt,
+        "size": options.size,
+        "seed": options.seed,
+        "negative_prompt": options.negative_prompt,
+        "guidance_scale": options.guidance_scale,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "output_format": {"jpg": "jpeg", "": "png"}.get(suffix, suffix),
+        "zipar": {"window": options.window},
+    }
+    return ImageGenerationRequest.model_validate(fields)
+
+
+async def _draw(options: argparse.Namespace) -> Picture:
+    # vLLM is imported late: `--help` and bad options answer at once.
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from zipar_vllm.engine.arguments import engine_arguments
+    from zipar_vllm.engine.client import ImageClient
+    from zipar_vllm.models.registry import load_image_model
+
+    model = load_image_model(options.model)
+    request = make_request(options)
+    arguments = AsyncEngineArgs(
+        **engine_arguments(options.model), kv_cache_memory_bytes=256 << 20, disable_log_stats=False
+    )
+    engine = AsyncLLM.from_engine_args(arguments)
+    service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
+    try:
+        return await _watch(service, service.prepare(request))
+    finally:
+        service.close()
+        engine.shutdown()
+
+
+async def _watch(service: ImageService, job: ImageJob) -> Picture:
+    """Draw one image with a bar that moves as rows finish."""
+    with tqdm(total=job.grid.rows, unit="row") as bar:
+
+        def show(rows: int) -> bool:
+            bar.update(rows - bar.n)
+            return False
+
+        async for picture in service.pictures(job, wants_partial=show):
+            whole = picture
+        bar.update(job.grid.rows - bar.n)
+    return whole

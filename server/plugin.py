@@ -1,0 +1,32 @@
+"""Where the server meets vLLM: an endpoint plugin of its API server."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+
+from zipar_vllm.engine.client import ImageClient
+from zipar_vllm.models.registry import load_image_model
+
+from .options import ServerOptions
+from .routes import router
+from .service import ImageService
+
+
+class ImagesPlugin:
+    """Adds the image routes (entry point group ``vllm.endpoint_plugins``)."""
+
+    name = "zipar_images"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Register the routes; vLLM's own of the same path give way."""
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Build the service once the engine runs."""
+        model = load_image_model(engine_client.model_config.model)
+        engine = ImageClient(engine_client, model.spec)
+        state.zipar_images = ImageService(engine, model, ServerOptions.from_environment())
