@@ -32,7 +32,7 @@ RUN pip install --no-cache-dir --no-deps /tmp/dist/*.whl \
     && chown 2000:0 /cache /pictures \
     && chmod g+rwX /cache /pictures
 ENV XDG_CACHE_HOME=/cache \
-    LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4:/usr/local/lib/libiomp5.so \
+    LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 \
     HF_HOME=/cache/huggingface \
     VLLM_CACHE_ROOT=/cache/vllm \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
@@ -45,7 +45,8 @@ VOLUME ["/cache", "/pictures"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["zipar", "serve", "--host", "0.0.0.0", "--port", "8000", "--shutdown-timeout", "60"]
+ENTRYPOINT ["zipar", "serve"]
+CMD ["--shutdown-timeout", "60"]
 
 
 FROM vllm/vllm-openai:v0.32.0 AS cuda
@@ -72,4 +73,5 @@ VOLUME ["/cache", "/pictures"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["zipar", "serve", "--host", "0.0.0.0", "--port", "8000", "--shutdown-timeout", "60"]
+ENTRYPOINT ["zipar", "serve"]
+CMD ["--shutdown-timeout", "60"]
