@@ -11,7 +11,7 @@ from zipar_vllm.models.demo import DEMO_PATH
 
 from .options import ServerOptions
 
-USAGE = """usage: zipar serve [MODEL] [options]     serve images over HTTP, with `vllm serve`'s options,
+USAGE = """usage: zipar serve [MODEL] [options]     serve images over HTTP: `vllm serve`'s options,
                                          --max-active-images N, --image-timeout SECONDS,
                                          --max-body-bytes N, --storage-dir DIR,
                                          --storage-seconds SECONDS
@@ -44,10 +44,23 @@ def serve(arguments: list[str]) -> None:
     set_environment()
     logging.basicConfig(level=logging.INFO)
     arguments = ServerOptions.take_flags(arguments)
-    sys.argv = ["vllm", "serve", *vllm_arguments(arguments)]
-    from vllm.entrypoints.cli.main import main as vllm_main
+    run_vllm(vllm_arguments(arguments))
 
-    vllm_main()
+
+def run_vllm(arguments: list[str]) -> None:
+    """What ``vllm serve`` does, without its command line, which the CPU package cannot start."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    options = make_arg_parser(FlexibleArgumentParser(prog="zipar serve")).parse_args(arguments)
+    configure_logging_from_args(options)
+    command = ServeSubcommand()
+    command.validate(options)
+    command.cmd(options)
 
 
 def vllm_arguments(arguments: list[str]) -> list[str]:

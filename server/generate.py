@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
 
     parser = make_parser()
     options = parser.parse_args(arguments)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     set_environment()
     try:
         picture = asyncio.run(_draw(options))
@@ -91,6 +93,7 @@ async def _draw(options: argparse.Namespace) -> Picture:
     finally:
         service.close()
         engine.shutdown()
+        del service, engine  # vLLM's destructor fails at interpreter exit
 
 
 async def _watch(service: ImageService, job: ImageJob) -> Picture:

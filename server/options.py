@@ -44,7 +44,8 @@ class ServerOptions:
             if text is None:
                 continue
             try:
-                values[field.name] = type(field.default)(text)
+                convert: Any = type(field.default)
+                values[field.name] = convert(text)
             except ValueError:
                 raise ValueError(f"{PREFIX}{field.name.upper()}: got {text!r}, a number") from None
         return cls(**values)

@@ -63,7 +63,7 @@ async def with_keep_alive(
     pending: asyncio.Future[T] | None = None
     try:
         while True:
-            pending = pending or asyncio.ensure_future(anext(items))  # type: ignore[arg-type]
+            pending = pending or asyncio.ensure_future(anext(items))
             done, _ = await asyncio.wait([pending], timeout=seconds)
             if not done:
                 yield None

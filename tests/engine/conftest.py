@@ -138,9 +138,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 @pytest.fixture(scope="session")
-def engines(tiny_models: dict[bool, Path]) -> Iterator[dict[bool, Engine]]:
+def engines(tiny_models: dict[bool, Path]) -> dict[bool, Engine]:
     """A running engine for each tiny model."""
-    yield {terminated: start_engine(path) for terminated, path in tiny_models.items()}
+    return {terminated: start_engine(path) for terminated, path in tiny_models.items()}
 
 
 @pytest.fixture(params=[True, False], ids=["terminated", "plain"])

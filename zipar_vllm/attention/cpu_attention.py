@@ -110,7 +110,8 @@ def load_library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("the CPU attention kernel could not be built, torch takes over: %s", error)
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    pointer: Any = ctypes.c_void_p
+    integer: Any = ctypes.c_int64
     library.zipar_attend.restype = None
     library.zipar_attend.argtypes = [
         ctypes.c_int,

@@ -103,8 +103,14 @@ def decode_image(
 
     def draw(logits: list[torch.Tensor], row: int, column: int) -> int:
         scores = [lane[start : start + count].unsqueeze(0) for lane in logits]
-        score = guide(*scores, torch.tensor([guidance_scale])) if len(scores) == 2 else scores[0]
-        options = np.float32([temperature]), np.array([top_k]), np.float32([top_p])
+        score = scores[0]
+        if len(scores) == 2:
+            score = guide(score, scores[1], torch.tensor([guidance_scale]))
+        options = (
+            np.array([temperature], dtype=np.float32),
+            np.array([top_k]),
+            np.array([top_p], dtype=np.float32),
+        )
         code = sample(
             score,
             temperature=torch.from_numpy(options[0]),

@@ -137,7 +137,8 @@ def gumbel_noise(
         tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
     bits = _hash_tokens(_hash_rows(seeds, positions), tokens)
     uniform = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
-    return -(-uniform.log()).log()
+    noise: torch.Tensor = -(-uniform.log()).log()
+    return noise
 
 
 def _hash_rows(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

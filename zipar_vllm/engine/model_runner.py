@@ -71,7 +71,7 @@ class ImageModelRunner:
         self.lora_config = None
         self.device = device
         self.is_pooling_model = False
-        self.model: nn.Module
+        self.model: Any
         self.model_memory_usage = 0
         self.kv_caches: list[torch.Tensor] = []
         self.times = StepTimes()

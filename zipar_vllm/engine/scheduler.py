@@ -57,6 +57,9 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     where vLLM schedules synchronously (on CPU) it works the same.
     """
 
+    max_num_scheduled_tokens: int
+    kv_cache_manager: Any
+
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         check_config(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)

@@ -21,7 +21,7 @@ class _ImageWorker:
         # Attention layers are built in this process, so this is where vLLM has to know of it;
         # a stock engine in another process keeps its own backend.
         attention_backend.register()
-        super().__init__(vllm_config, *args, **kwargs)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def step_times(self, reset: bool = True) -> dict[str, float]:
         """Where the steps' time went; see :class:`zipar_vllm.engine.timing.StepTimes`."""

@@ -1,0 +1,37 @@
+"""Whether an engine can ever hold an image: asked before it is queued, and by the scheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zipar_vllm.errors import ImageTooLargeError
+
+from .job import ImageJob
+
+
+def check_capacity(job: ImageJob, vllm_config: Any) -> None:
+    """Refuse an image that no waiting would make room for.
+
+    Args:
+        job: The image.
+        vllm_config: vLLM's configuration, once the engine has sized its KV cache.
+
+    Raises:
+        ImageTooLargeError: says what the image needs and what there is.
+    """
+    cache = vllm_config.cache_config
+    needed = job.num_blocks(cache.block_size)
+    usable = cache.num_gpu_blocks - 1  # one is vLLM's null block
+    if needed > usable:
+        raise ImageTooLargeError(f"the image needs {needed} KV blocks, the cache has {usable}")
+    budget = vllm_config.scheduler_config.max_num_batched_tokens
+    if job.width > budget:
+        raise ImageTooLargeError(
+            f"a step of the image has up to {job.width} inputs, max_num_batched_tokens is {budget}"
+        )
+    length = job.prompt_length + job.plan.grid.num_slots
+    longest = vllm_config.model_config.max_model_len
+    if length > longest:
+        raise ImageTooLargeError(
+            f"the image takes {length} tokens with its prompts, max_model_len is {longest}"
+        )
