@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -42,7 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
 def serve(arguments: list[str]) -> None:
     """Start vLLM's API server over an image model."""
     set_environment()
-    logging.basicConfig(level=logging.INFO)
     arguments = ServerOptions.take_flags(arguments)
     run_vllm(vllm_arguments(arguments))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+
+ALIASES = {"cfg_scale": "guidance_scale"}
+"""Other names of fields, which a JSON schema has no place for."""
 
 MAX_SHOWN = 80
 """Characters of a bad value that an error message repeats."""
@@ -63,16 +67,53 @@ def invalid(param: str, got: object, allowed: str) -> APIError:
     )
 
 
-def from_validation(error: ValidationError) -> APIError:
-    """The first complaint of pydantic, as a 400."""
+def from_validation(error: ValidationError, schema: Mapping[str, Any]) -> APIError:
+    """The first complaint of pydantic, as a 400.
+
+    Args:
+        error: What pydantic found.
+        schema: JSON schema of the body, which knows what each field allows.
+    """
     first = error.errors(include_url=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or "body"
+    names = [str(part) for part in first["loc"]]
+    param = ".".join(names) or "body"
     if first["type"] == "missing":
         return APIError(400, f"{param}: missing, it is required", param=param, code="missing")
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    return APIError(
-        400, f"{param}: got {shown(first['input'])}, {message}", param=param, code="invalid_value"
-    )
+    return invalid(param, first["input"], _allowed(names, schema) or first["msg"])
+
+
+def _allowed(names: list[str], schema: Mapping[str, Any]) -> str | None:
+    """What a field allows, in words, from its JSON schema."""
+    for name in names:
+        name = ALIASES.get(name, name)
+        schema = _resolve(schema.get("properties", {}).get(name, {}), schema)
+    parts = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "a text",
+        "object": "an object",
+    }
+    if "enum" in schema:
+        return " or ".join(str(value) for value in schema["enum"])
+    words = parts.get(str(schema.get("type")))
+    low = schema.get("minimum", schema.get("minLength"))
+    high = schema.get("maximum", schema.get("maxLength"))
+    if "exclusiveMinimum" in schema:
+        return f"{words} above {schema['exclusiveMinimum']:g} and up to {high:g}"
+    if words and high is not None:
+        unit = " characters" if schema.get("type") == "string" else ""
+        return f"{words}, {low or 0} to {high}{unit}"
+    return words
+
+
+def _resolve(field: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    """A field's schema without the null that every optional field allows."""
+    choices = [c for c in field.get("anyOf", [field]) if c.get("type") != "null"]
+    found = dict(choices[0]) if choices else {}
+    if "$ref" in found:
+        found = dict(root["$defs"][found["$ref"].rsplit("/", 1)[-1]])
+    return {**found, "$defs": root.get("$defs", {})}
 
 
 def shown(value: object) -> str:

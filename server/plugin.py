@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models.registry import load_image_model
 
+from . import access_log
 from .options import ServerOptions
 from .routes import router
 from .service import ImageService
@@ -27,6 +28,7 @@ class ImagesPlugin:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Build the service once the engine runs."""
+        access_log.configure()
         model = load_image_model(engine_client.model_config.model)
         engine = ImageClient(engine_client, model.spec)
         state.zipar_images = ImageService(engine, model, ServerOptions.from_environment())

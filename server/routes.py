@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
@@ -14,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
+from . import access_log
 from .errors import APIError, from_validation, invalid
 from .jobs import ImageJob
 from .schemas import ImageGenerationRequest, ImagesResponse
@@ -22,9 +22,9 @@ from .streaming import stream_events
 
 T = TypeVar("T")
 
-logger = logging.getLogger("zipar.access")
 router = APIRouter()
 
+REQUEST_SCHEMA = ImageGenerationRequest.model_json_schema()
 PAGE = Path(__file__).with_name("static") / "index.html"
 
 
@@ -146,7 +146,7 @@ async def _body(request: Request, limit: int) -> ImageGenerationRequest:
     try:
         return ImageGenerationRequest.model_validate(data)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise from_validation(error, REQUEST_SCHEMA) from None
 
 
 async def _streamed(
@@ -164,13 +164,6 @@ async def _streamed(
 def _log(
     request: Request, job: ImageJob, status: int, start: float, steps: int | None = None
 ) -> None:
-    logger.info(
-        "id=%s status=%d n=%d size=%s window=%d steps=%s ms=%.0f",
-        request.headers.get("x-request-id", "-")[:64],
-        status,
-        job.count,
-        job.size,
-        job.params.window,
-        "-" if steps is None else steps,
-        (time.monotonic() - start) * 1000,
-    )
+    request_id = request.headers.get("x-request-id", "-")[:64]
+    printable = "".join(c if c.isprintable() and c != " " else "?" for c in request_id)
+    access_log.write(printable, job, status, time.monotonic() - start, steps)

@@ -1,0 +1,116 @@
+"""Partial pictures come while the image is decoded, spread as asked, and then the whole one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+from PIL import Image
+
+from server.pixels import NEUTRAL
+from server.streaming import PartialSchedule, with_keep_alive
+from zipar_vllm.errors import EngineUnavailableError
+
+from .conftest import FakeEngine
+
+URL = "/v1/images/generations"
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "due"),
+    [(0, 6, []), (1, 6, [3]), (2, 6, [2, 4]), (3, 24, [6, 12, 18]), (3, 2, [1])],
+)
+def test_schedule_spreads_evenly(count: int, rows: int, due: list[int]) -> None:
+    schedule = PartialSchedule(count, rows)
+    assert [row for row in range(1, rows) if schedule(row)] == due
+
+
+async def test_events(openai: AsyncOpenAI) -> None:
+    stream = await openai.images.generate(
+        prompt="x", stream=True, partial_images=2, extra_body={"seed": 5}
+    )
+    events = [event async for event in stream]
+    kinds = [event.type for event in events]
+    assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    heights = []
+    for event in events:
+        picture = Image.open(io.BytesIO(base64.b64decode(event.b64_json)))
+        column = [picture.getpixel((0, y))[0] for y in range(48)]
+        heights.append(column.index(NEUTRAL) if NEUTRAL in column else 48)
+    assert heights == [16, 32, 48]
+    assert events[-1].usage.output_tokens == 48
+    assert events[-1].seed == 5
+    assert events[-1].zipar["steps"] == 99
+
+
+async def test_no_partials_unless_asked(openai: AsyncOpenAI) -> None:
+    stream = await openai.images.generate(prompt="x", stream=True)
+    assert [event.type async for event in stream] == ["image_generation.completed"]
+
+
+async def test_first_partial_arrives_while_the_engine_still_decodes(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """By engine step, not by time: the event is out before the engine may go on."""
+    engine.hold_at = 4
+    service = http.app.state.zipar_images  # type: ignore[attr-defined]
+    from server.schemas import ImageGenerationRequest
+    from server.streaming import stream_events
+
+    job = service.prepare(ImageGenerationRequest(prompt="x"))
+    events = stream_events(service, job, 2)
+    first = await anext(events)
+    assert "partial_image" in first
+    assert engine.steps_taken == 2
+    engine.gate.set()
+    rest = [event async for event in events]
+    assert len(rest) == 2
+
+
+async def test_a_failure_after_the_first_event_is_an_event(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.hold_at, engine.error = 4, EngineUnavailableError("draining")
+    answer = await http.post(URL, json={"prompt": "x", "stream": True, "partial_images": 1})
+    assert answer.status_code == 200
+    blocks = [block for block in answer.text.split("\n\n") if block]
+    data = [json.loads(block.split("data: ")[1]) for block in blocks]
+    assert [d["type"] for d in data] == ["image_generation.partial_image", "error"]
+    assert data[-1]["error"]["code"] == "unavailable"
+
+
+async def test_keep_alives_while_nothing_comes() -> None:
+    gate = asyncio.Event()
+
+    async def slow() -> Any:
+        await gate.wait()
+        yield "item"
+
+    seen: list[Any] = []
+    async for item in with_keep_alive(slow(), seconds=0.01):
+        seen.append(item)
+        if len(seen) == 3:
+            gate.set()
+    assert seen[:3] == [None, None, None]
+    assert seen[-1] == "item"
+
+
+async def test_closing_the_stream_closes_the_engines(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    from server.schemas import ImageGenerationRequest
+    from server.streaming import stream_events
+
+    engine.hold_at = 4
+    service = http.app.state.zipar_images  # type: ignore[attr-defined]
+    events = stream_events(service, service.prepare(ImageGenerationRequest(prompt="x")), 3)
+    await anext(events)
+    await events.aclose()
+    assert len(engine.closed) == 1
