@@ -12,7 +12,7 @@ from tqdm import tqdm
 from zipar_vllm.models.demo import DEMO_PATH
 
 from .errors import APIError
-from .jobs import ImageJob
+from .jobs import ImageJob, parse_request, prepare_job
 from .options import ServerOptions
 from .schemas import ImageGenerationRequest
 from .service import ImageService, Picture
@@ -55,7 +55,11 @@ def main(arguments: list[str]) -> None:
 
 
 def make_request(options: argparse.Namespace) -> ImageGenerationRequest:
-    """The options as a request to the endpoint, so that both mean the same."""
+    """The options as a request to the endpoint, so that both mean the same.
+
+    Raises:
+        APIError: 400, naming the option, what came and what is allowed.
+    """
     suffix = options.output.suffix.lstrip(".").lower()
     fields = {
         "prompt": options.prompt,
@@ -69,7 +73,7 @@ def make_request(options: argparse.Namespace) -> ImageGenerationRequest:
         "output_format": {"jpg": "jpeg", "": "png"}.get(suffix, suffix),
         "zipar": {"window": options.window},
     }
-    return ImageGenerationRequest.model_validate(fields)
+    return parse_request(fields)
 
 
 async def _draw(options: argparse.Namespace) -> Picture:
@@ -82,14 +86,14 @@ async def _draw(options: argparse.Namespace) -> Picture:
     from zipar_vllm.models.registry import load_image_model
 
     model = load_image_model(options.model)
-    request = make_request(options)
+    job = prepare_job(make_request(options), model, has_storage=False)
     arguments = AsyncEngineArgs(
         **engine_arguments(options.model), kv_cache_memory_bytes=256 << 20, disable_log_stats=False
     )
     engine = AsyncLLM.from_engine_args(arguments)
     service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
     try:
-        return await _watch(service, service.prepare(request))
+        return await _watch(service, job)
     finally:
         service.close()
         engine.shutdown()

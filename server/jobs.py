@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from zipar_vllm.config import MAX_SEED, ImageParams
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.models.base import ImageModel
 
-from .errors import APIError, invalid
+from .errors import APIError, from_validation, invalid
 from .pixels import DEFAULT_COMPRESSION, Encoding
 from .schemas import ImageGenerationRequest, InputTokensDetails, Usage
 
+REQUEST_SCHEMA = ImageGenerationRequest.model_json_schema()
 T = TypeVar("T")
 
 FORMATS = ("png", "webp", "jpeg")
@@ -57,6 +60,18 @@ class ImageJob:
             output_tokens=drawn,
             total_tokens=prompt + drawn,
         )
+
+
+def parse_request(data: dict[str, Any]) -> ImageGenerationRequest:
+    """Read a request's body.
+
+    Raises:
+        APIError: 400, naming the field, what came and what is allowed.
+    """
+    try:
+        return ImageGenerationRequest.model_validate(data)
+    except ValidationError as error:
+        raise from_validation(error, REQUEST_SCHEMA) from None
 
 
 def prepare_job(

@@ -11,11 +11,10 @@ from typing import Any, TypeVar, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import ValidationError
 
 from . import access_log
-from .errors import APIError, from_validation, invalid
-from .jobs import ImageJob
+from .errors import APIError, invalid
+from .jobs import ImageJob, parse_request
 from .schemas import ImageGenerationRequest, ImagesResponse
 from .service import ImageService
 from .streaming import stream_events
@@ -24,7 +23,6 @@ T = TypeVar("T")
 
 router = APIRouter()
 
-REQUEST_SCHEMA = ImageGenerationRequest.model_json_schema()
 PAGE = Path(__file__).with_name("static") / "index.html"
 
 
@@ -143,10 +141,7 @@ async def _body(request: Request, limit: int) -> ImageGenerationRequest:
         raise APIError(400, "the body is not JSON", code="invalid_json") from None
     if not isinstance(data, dict):
         raise invalid("body", data, "a JSON object")
-    try:
-        return ImageGenerationRequest.model_validate(data)
-    except ValidationError as error:
-        raise from_validation(error, REQUEST_SCHEMA) from None
+    return parse_request(data)
 
 
 async def _streamed(
