@@ -1,0 +1,225 @@
+"""Sampling maths against naive code, row by row, and the noise against statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipar_vllm.core.sampling import SamplingFlags, guide, gumbel_noise, sample
+
+MAX_SEED = 2**63 - 1
+U64 = 2**64 - 1
+U32 = 2**32 - 1
+
+# Seed, position, token, noise.
+PINNED = [
+    (0, 0, 0, 0.357266),
+    (0, 0, 1, 1.845197),
+    (0, 1, 0, 2.348501),
+    (1, 0, 0, 0.028722),
+    (7, 575, 16383, 0.532867),
+    (4294967296, 12, 345, 6.024451),
+    (MAX_SEED, 8099, 32767, -0.298808),
+]
+
+
+def naive_noise(seed, position, token):
+    """The noise in Python's own integers."""
+    x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & U64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & U64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & U64
+    x ^= x >> 31
+    y = naive_lowbias32((token * 0x9E3779B1 + (x & U32)) & U32)
+    y = naive_lowbias32(y ^ (x >> 32))
+    return -math.log(-math.log(((y >> 9) + 0.5) / 2**23))
+
+
+def naive_lowbias32(x):
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & U32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & U32
+    return x ^ (x >> 16)
+
+
+def naive_sample(logits, temperature, top_k, top_p, seed, position):
+    """One row, in float64, a token at a time."""
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])
+    if temperature == 0:
+        return order[0]
+    order = order[: top_k or None]
+    weights = [math.exp((logits[t] - logits[order[0]]) / temperature) for t in order]
+    kept, before = [], 0.0
+    for token, weight in zip(order, weights, strict=True):
+        if kept and top_p < 1 and before >= top_p:
+            break
+        kept.append(token)
+        before += weight / sum(weights)
+    return max(
+        kept, key=lambda token: logits[token] / temperature + naive_noise(seed, position, token)
+    )
+
+
+def rows_of(n, count, generator_seed, **fixed):
+    """Random logits and options; ``fixed`` options are the same in every row."""
+    rng = np.random.default_rng(generator_seed)
+    arrays = {
+        "temperature": rng.choice([0.0, 0.5, 1.0, 2.0], n).astype(np.float32),
+        "top_k": rng.choice([0, 1, 3, count, count + 5], n).astype(np.int64),
+        "top_p": rng.choice([0.05, 0.5, 0.9, 1.0], n).astype(np.float32),
+        "seeds": rng.integers(0, MAX_SEED, n, dtype=np.int64),
+        "positions": rng.integers(0, 8100, n, dtype=np.int64),
+    }
+    for name, value in fixed.items():
+        arrays[name][:] = value
+    return rng.normal(0, 3, (n, count)).astype(np.float32), arrays
+
+
+def run(logits, arrays, flags=None):
+    flags = flags or SamplingFlags.of(arrays["temperature"], arrays["top_k"], arrays["top_p"])
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return sample(torch.from_numpy(logits), flags=flags, **tensors).tolist()
+
+
+def test_guidance():
+    conditional = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    unconditional = torch.tensor([[0.0, 4.0], [0.0, 4.0], [0.0, 4.0]])
+    guided = guide(conditional, unconditional, torch.tensor([0.0, 1.0, 3.0]))
+    assert guided.tolist() == [[0.0, 4.0], [1.0, 2.0], [3.0, -2.0]]
+
+
+def test_flags():
+    def flags(temperature, top_k, top_p):
+        return SamplingFlags.of(
+            np.array(temperature, dtype=np.float32),
+            np.array(top_k),
+            np.array(top_p, dtype=np.float32),
+        )
+
+    assert flags([0, 0], [5, 0], [0.5, 1]) == SamplingFlags(True, False, 0)
+    assert flags([1, 0], [0, 5], [1, 0.5]) == SamplingFlags(False, False, 0)
+    assert flags([1, 1, 0], [5, 7, 99], [1, 1, 1]) == SamplingFlags(False, True, 7)
+    assert flags([1, 1], [5, 0], [1, 1]) == SamplingFlags(False, True, 0)
+    assert flags([1], [0], [0.9]) == SamplingFlags(False, True, 0)
+
+
+def test_temperature_zero_takes_the_highest_logit():
+    logits, arrays = rows_of(20, 50, 0, temperature=0)
+    assert run(logits, arrays) == logits.argmax(axis=1).tolist()
+
+
+def test_greedy_rows_stay_greedy_among_sampled_ones():
+    logits, arrays = rows_of(64, 50, 1, top_k=0, top_p=1)
+    greedy = arrays["temperature"] == 0
+    assert 5 < greedy.sum() < 60
+    assert np.array_equal(np.array(run(logits, arrays))[greedy], logits.argmax(axis=1)[greedy])
+
+
+@pytest.mark.parametrize("generator_seed", range(6))
+def test_truncation_agrees_with_the_naive_sampler(generator_seed):
+    logits, arrays = rows_of(60, 40, generator_seed)
+    expected = [
+        naive_sample(row.astype(np.float64).tolist(), *options)
+        for row, *options in zip(
+            logits, *(array.astype(object).tolist() for array in arrays.values()), strict=True
+        )
+    ]
+    assert run(logits, arrays) == expected
+    assert len(set(expected)) > 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.data())
+def test_a_row_does_not_depend_on_its_batch(generator_seed, data):
+    logits, arrays = rows_of(12, 40, generator_seed)
+    whole = run(logits, arrays)
+    subset = data.draw(st.lists(st.integers(0, 11), min_size=1, max_size=12))
+    part = run(logits[subset], {name: array[subset] for name, array in arrays.items()})
+    assert part == [whole[row] for row in subset]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(4, 60))
+def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
+    logits, arrays = rows_of(8, 40, generator_seed)
+    arrays["top_k"] = np.minimum(arrays["top_k"], 4)
+    arrays["top_k"][arrays["top_k"] == 0] = 4
+    assert run(logits, arrays, SamplingFlags(False, True, width)) == run(
+        logits, arrays, SamplingFlags(False, True, 0)
+    )
+
+
+def test_of_equal_logits_exactly_k_remain():
+    count, k, n = 30, 3, 500
+    logits = np.zeros((n, count), dtype=np.float32)
+    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, seeds=1)
+    arrays["positions"] = np.arange(n)
+    assert len(set(run(logits, arrays))) == k
+
+
+def test_the_smallest_top_p_keeps_the_highest_logit():
+    logits, arrays = rows_of(50, 40, 3, temperature=1, top_k=0, top_p=1e-6)
+    assert run(logits, arrays) == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, MAX_SEED - 1, MAX_SEED])
+@pytest.mark.parametrize("position", [0, 1, 8099])
+def test_noise_is_the_hash_it_says(seed, position):
+    count = 500
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position]), count)[0]
+    assert noise.isfinite().all()
+    expected = [naive_noise(seed, position, token) for token in range(count)]
+    assert noise.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("seed", "position", "token", "value"), PINNED)
+def test_noise_never_changes(seed, position, token, value):
+    """Pictures are named by their seeds: these numbers are a promise."""
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position]), 8, torch.tensor([[token]]))
+    assert noise.item() == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_noise_of_chosen_tokens_is_theirs():
+    seeds, positions = torch.tensor([3, 4]), torch.tensor([5, 6])
+    tokens = torch.tensor([[7, 0, 99], [1, 1, 50]])
+    every = gumbel_noise(seeds, positions, 100)
+    assert torch.equal(gumbel_noise(seeds, positions, 100, tokens), every.gather(1, tokens))
+
+
+def uniforms(seeds, positions, count):
+    return (-(-gumbel_noise(seeds, positions, count).double()).exp()).exp()
+
+
+@pytest.mark.parametrize("seed", [0, 12345, MAX_SEED])
+def test_noise_is_uniform_underneath(seed):
+    """Kolmogorov-Smirnov at p = 0.001, over positions and over tokens."""
+    positions = torch.arange(576)
+    u = uniforms(torch.full((576,), seed), positions, 64).flatten().sort().values
+    n = len(u)
+    distance = (u - (torch.arange(n) + 0.5) / n).abs().max() + 0.5 / n
+    assert distance < 1.95 / math.sqrt(n)
+
+
+def test_seeds_positions_and_tokens_are_unrelated():
+    n, count = 64, 256
+    zero = torch.zeros(n, dtype=torch.int64)
+    by_seed = uniforms(torch.arange(n), zero, count)
+    by_position = uniforms(zero, torch.arange(n), count)
+    for u in (by_seed, by_position, by_position.T):
+        correlation = torch.corrcoef(u)
+        correlation.fill_diagonal_(0)
+        assert correlation.abs().max() < 5.5 / math.sqrt(u.shape[1])
+        assert len({tuple(row) for row in u.tolist()}) == len(u)
+
+
+def test_draws_follow_the_softmax():
+    """Chi-square over many positions, 9 degrees of freedom, p = 0.001."""
+    n, count = 20000, 10
+    row = np.linspace(-1, 1.5, count, dtype=np.float32)
+    _, arrays = rows_of(n, count, 0, temperature=0.7, top_k=0, top_p=1, seeds=11)
+    arrays["positions"] = np.arange(n)
+    seen = np.bincount(run(np.tile(row, (n, 1)), arrays), minlength=count)
+    weights = np.exp(row.astype(np.float64) / 0.7)
+    expected = n * weights / weights.sum()
+    assert ((seen - expected) ** 2 / expected).sum() < 27.9
