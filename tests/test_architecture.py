@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("zipar_vllm", "server")
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 70
+MAX_FUNCTION_LINES = 75
 
 # What the modules below a name may import of ours; the longest name that fits counts.
 MAY_IMPORT = {
