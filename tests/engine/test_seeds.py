@@ -1,6 +1,12 @@
-"""The same seed gives the same tokens, whoever else is in the batch."""
+"""The same seed gives the same tokens, whoever else is in the batch and on however many ranks."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,22 +16,45 @@ from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
+PROMPT = [1, 5, 2]
+
 
 def params(seed: int, window: int = 4) -> ImageParams:
     return ImageParams(rows=8, columns=8, window=window, seed=seed, temperature=1.0, top_k=50)
 
 
 def test_alone_or_in_a_full_batch(engine: Engine) -> None:
-    alone = engine.generate([1, 5, 2], [], params(seed=3)).tokens
+    alone = engine.generate(PROMPT, [], params(seed=3)).tokens
     for seed in range(16):
-        engine.add(str(seed), [1, 5, 2], [], params(seed, window=1 + seed % 8))
-    engine.add("again", [1, 5, 2], [], params(seed=3))
+        engine.add(str(seed), PROMPT, [], params(seed, window=1 + seed % 8))
+    engine.add("again", PROMPT, [], params(seed=3))
     engine.run()
     assert engine.outputs["again"].tokens == alone
     assert engine.outputs["3"].tokens == alone
 
 
 def test_another_seed_differs(engine: Engine) -> None:
-    first = engine.generate([1, 5, 2], [], params(seed=3)).tokens
-    second = engine.generate([1, 5, 2], [], params(seed=4)).tokens
+    first = engine.generate(PROMPT, [], params(seed=3)).tokens
+    second = engine.generate(PROMPT, [], params(seed=4)).tokens
     assert first != second
+
+
+def test_tensor_parallel_ranks_draw_the_same(engines: dict[bool, Engine]) -> None:
+    engine, seeds = engines[True], [3, 4, 5]
+    alone = [engine.generate(PROMPT, [], params(seed)).tokens for seed in seeds]
+    assert sharded_tokens(engine.path, ranks=2, seeds=seeds) == alone
+
+
+def sharded_tokens(path: Path, ranks: int, seeds: list[int]) -> list[list[int]]:
+    """Tokens of an engine on several CPU ranks, in processes of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    script = "tests.engine.sharded"
+    result = subprocess.run(
+        [sys.executable, "-m", script, str(path), str(ranks), json.dumps(seeds)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])

@@ -1,0 +1,34 @@
+"""Print a tensor-parallel engine's tokens as JSON: ``sharded.py MODEL RANKS SEEDS``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from vllm import LLM
+
+from tests.engine.test_seeds import PROMPT, params
+from zipar_vllm.engine.arguments import engine_arguments
+from zipar_vllm.engine.client import engine_request
+from zipar_vllm.models.registry import load_spec
+
+
+def main(path: str, ranks: int, seeds: list[int]) -> None:
+    terminated = load_spec(path).tokens.row_terminator is not None
+    llm = LLM(
+        **engine_arguments(path),
+        tensor_parallel_size=ranks,
+        dtype="float32",
+        max_model_len=1024,
+        max_num_seqs=16,
+        kv_cache_memory_bytes=64 << 20,
+        enforce_eager=True,
+    )
+    requests = [engine_request(PROMPT, [], params(seed), terminated) for seed in seeds]
+    prompts, sampling = map(list, zip(*requests, strict=True))
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))
