@@ -82,6 +82,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         ("GET", "/v1/models"),
         ("POST", "/v1/images/generations"),
         ("POST", "/v1/images/edits"),
+        ("GET", "/images/name.png"),
     ],
 )
 def test_lets_through(proxy: httpx.Client, method: str, path: str) -> None:
