@@ -1,0 +1,110 @@
+"""Draw the README's picture: the same prompts and seeds under several windows, timed.
+
+python -m benchmarks.pictures --output docs/pictures.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from zipar_vllm.config import ImageParams
+from zipar_vllm.engine.arguments import engine_arguments
+from zipar_vllm.engine.client import engine_request
+from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.models.registry import load_image_model
+
+PROMPTS = (
+    "red apple",
+    "cat face",
+    "red car",
+    "pizza",
+    "sunflower",
+    "house",
+    "panda",
+    "flag of Japan",
+)
+WINDOWS = (24, 8, 4)
+TILE, GAP, LABEL, CAPTION = 128, 4, 170, 24
+
+
+def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> tuple[Image.Image, float, int]:
+    """One picture, the seconds its tokens took and the steps the engine counted."""
+    ids = model.encode_prompt(prompt)
+    unconditional = model.encode_unconditional(None) if params.unconditional_length else []
+    tokens = model.spec.tokens
+    request, sampling = engine_request(
+        ids, unconditional, params, tokens.row_terminator is not None
+    )
+    start = time.perf_counter()
+    output = llm.generate([request], [sampling], use_tqdm=False)[0]
+    seconds = time.perf_counter() - start
+    codes = [t - tokens.start for t in output.outputs[0].token_ids if t != tokens.row_terminator]
+    pixels = model.decode(torch.tensor(codes).view(1, params.rows, params.columns))[0]
+    return Image.fromarray(pixels.numpy()), seconds, output.kv_transfer_params["zipar_steps"]
+
+
+def make_params(model: Any, window: int, seed: int) -> ImageParams:
+    grid = next(iter(model.spec.grids.values()))
+    defaults = model.spec.defaults
+    guided = defaults.guidance_scale != 1
+    return ImageParams(
+        rows=grid.rows,
+        columns=grid.columns,
+        window=window,
+        seed=seed,
+        unconditional_length=len(model.encode_unconditional(None)) if guided else 0,
+        guidance_scale=defaults.guidance_scale,
+        temperature=defaults.temperature,
+        top_k=defaults.top_k,
+        top_p=defaults.top_p,
+    )
+
+
+def main() -> None:
+    from vllm import LLM
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures.png"))
+    parser.add_argument("--style", default="", help="style word put before every prompt")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    model = load_image_model(DEMO_PATH)
+    llm = LLM(**engine_arguments(DEMO_PATH), kv_cache_memory_bytes=256 << 20)
+    prompts = [f"{options.style} {prompt}".strip() for prompt in PROMPTS]
+    draw(llm, model, prompts[0], make_params(model, 4, 0))  # warm-up
+    rows = []
+    for window in WINDOWS:
+        drawn = [draw(llm, model, p, make_params(model, window, options.seed)) for p in prompts]
+        seconds = statistics.median(d[1] for d in drawn)
+        name = "raster" if window == max(WINDOWS) else f"window {window}"
+        rows.append((f"{name}\n{drawn[0][2]} steps\n{seconds:.2f} s", [d[0] for d in drawn]))
+        print(rows[-1][0].replace("\n", ", "))
+    compose(rows, list(PROMPTS)).save(options.output)
+
+
+def compose(rows: list[tuple[str, list[Image.Image]]], names: list[str]) -> Image.Image:
+    """Lay the pictures out, a row a window, labels at the left and prompts below."""
+    step = TILE + GAP
+    sheet = Image.new("RGB", (LABEL + step * len(names), step * len(rows) + CAPTION), "white")
+    pen = ImageDraw.Draw(sheet)
+    font, small = ImageFont.load_default(20), ImageFont.load_default(15)
+    for y, (label, pictures) in enumerate(rows):
+        pen.multiline_text((8, y * step + 28), label, fill="black", font=font)
+        for x, picture in enumerate(pictures):
+            sheet.paste(
+                picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (LABEL + x * step, y * step)
+            )
+    for x, name in enumerate(names):
+        pen.text((LABEL + x * step + 4, step * len(rows) + 3), name, fill="black", font=small)
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
