@@ -28,6 +28,7 @@ ENGINE = {
     "dtype": "bfloat16",
     "max_model_len": 1024,
     "max_num_seqs": 16,
+    "max_num_batched_tokens": 1024,
     "kv_cache_memory_bytes": 512 << 20,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
