@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-slow lint lint-deploy types format bench load lock lock-cuda wheel clean
+.PHONY: help setup serve test test-slow lint lint-deploy types format train bench load lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,11 @@ $(STAMP): pyproject.toml $(LOCK) requirements/dev.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(PLATFORM),cpu)
 	@torch=$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(LOCK)); \
-	  $(PIP) install -qq --no-deps "$$torch" 2>/dev/null \
-	  || $(PIP) install -qq --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch"
+	  $(PIP) install -qq --no-compile --no-deps "$$torch" 2>/dev/null \
+	  || $(PIP) install -qq --no-compile --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch"
 endif
-	$(PIP) install -qq --no-deps -r $(LOCK) -r requirements/dev.txt
-	$(PIP) install -qq --no-deps --no-build-isolation -e .
+	$(PIP) install -qq --no-compile --no-deps -r $(LOCK) -r requirements/dev.txt
+	$(PIP) install -qq --no-compile --no-deps --no-build-isolation -e .
 	@touch $@
 
 serve: $(STAMP)  ## the server on port 8000, with the embedded model
@@ -64,11 +64,19 @@ format: $(STAMP)  ## apply ruff's fixes and formatting
 types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
+train: $(STAMP)  ## the demo model's recipe, from the data to the files, in build/training (hours)
+	$(BIN)/python -m training.run $(ARGS)
+
 bench: $(STAMP)  ## measure ZipAR beside stock vLLM
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 
-load: $(STAMP)  ## load tests against a started server
-	$(BIN)/python -m benchmarks.load $(ARGS)
+$(VENV)-load/.installed: requirements/load.txt
+	@test -x $(VENV)-load/bin/python || $(PYTHON) -m venv $(VENV)-load
+	$(VENV)-load/bin/pip install -qq --no-compile --no-deps -r requirements/load.txt
+	@touch $@
+
+load: $(STAMP) $(VENV)-load/.installed  ## load tests: AIPerf against a server
+	PATH="$(abspath $(VENV)-load/bin):$$PATH" $(BIN)/python -m benchmarks.load $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
@@ -84,5 +92,5 @@ lock-cuda: $(STAMP)  ## resolve requirements/cuda.txt, with cpu.txt's versions w
 	  --python-platform x86_64-manylinux_2_31 --no-header --no-annotate -o $(VENV)/cuda.txt
 	cat $(VENV)/cuda.head $(VENV)/cuda.txt >requirements/cuda.txt
 
-clean:  ## remove the venv and all caches
-	rm -rf $(VENV) $(VENV)-deploy build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the environments and all caches
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-load build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
