@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from zipar_vllm.models.registry import load_spec
 from .attention_backend import StepAttention
 from .batch import BatchBuilder, SampleBatch, StepBatch
 from .job import ImageJob
+from .output import Release, StepOutput
 from .scheduler import ImageSchedulerOutput
 from .state import ImageState, StateTable
 from .timing import StepTimes
 from .vllm_api import (
-    AsyncModelRunnerOutput,
     AttentionLayerBase,
     CompilationMode,
     KVCacheConfig,
@@ -39,21 +38,12 @@ from .vllm_api import (
     get_model,
     set_forward_context,
 )
+from .worker_contract import WorkerContract
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Release:
-    """Rows of an image that a step completed: a range of its token row."""
-
-    index: int
-    row: int
-    start: int
-    stop: int
-
-
-class ImageModelRunner:
+class ImageModelRunner(WorkerContract):
     """Owns the model, its KV cache and the state of running images, on one device.
 
     What a vLLM worker calls on its model runner is what this class has; a contract test reads
@@ -170,7 +160,7 @@ class ImageModelRunner:
         rows, slots = self._to_device(batch.rows), self._to_device(batch.token_slots)
         self._table.tokens[rows, slots] = codes + self._tokens.start
 
-    def _release(self, output: ImageSchedulerOutput) -> _StepOutput:
+    def _release(self, output: ImageSchedulerOutput) -> StepOutput:
         """Collect the rows that this step completed, in raster order."""
         request_ids = list(output.num_scheduled_tokens)
         releases = []
@@ -184,11 +174,9 @@ class ImageModelRunner:
             after = plan.completed_rows[step]
             if after > before:
                 stride = plan.grid.stride
-                release = _Release(
-                    index, image.row, start + before * stride, start + after * stride
-                )
+                release = Release(index, image.row, start + before * stride, start + after * stride)
                 releases.append(release)
-        return _StepOutput(request_ids, releases, self._table.tokens)
+        return StepOutput(request_ids, releases, self._table.tokens)
 
     def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -287,105 +275,6 @@ class ImageModelRunner:
         """Not supported."""
         raise NotImplementedError("reloading weights is not supported")
 
-    # ---- What a worker asks for and image decoding has no use of ----------------------------
-
-    def capture_model(self) -> int:
-        """CUDA graphs are not captured; 0 bytes of them."""
-        return 0
-
-    def profile_cudagraph_memory(self) -> int:
-        """No CUDA graphs, no memory."""
-        return 0
-
-    def needs_cudagraph_capture(self) -> bool:
-        """CUDA graphs are not captured."""
-        return False
-
-    def take_draft_token_ids(self) -> None:
-        """No speculative decoding."""
-
-    def get_draft_model(self) -> None:
-        """No speculative decoding."""
-
-    def get_encoder_timing_stats(self) -> dict[str, Any]:
-        """No multimodal encoder."""
-        return {}
-
-    def reset_mm_cache(self) -> None:
-        """No multimodal inputs."""
-
-    def reset_encoder_cache(self) -> None:
-        """No multimodal encoder."""
-
-    def maybe_remove_all_loras(self, lora_config: Any) -> None:
-        """No LoRA."""
-
-    def reset_lora_state(self) -> None:
-        """No LoRA."""
-
-    def add_lora(self, lora_request: Any) -> bool:
-        """No LoRA: nothing is added."""
-        return False
-
-    def remove_lora(self, lora_id: int) -> bool:
-        """No LoRA: nothing is removed."""
-        return False
-
-    def pin_lora(self, lora_id: int) -> bool:
-        """No LoRA: nothing is pinned."""
-        return False
-
-    def list_loras(self) -> set[int]:
-        """No LoRA."""
-        return set()
-
-    def _dummy_pooler_run(self, hidden_states: torch.Tensor) -> None:
-        """No pooling."""
-
-    def pool(self) -> None:
-        """No pooling."""
-
-    def _init_kv_zero_meta(self) -> None:
-        """Slots are masked until written, so blocks need no zeroing."""
-
     def shutdown(self) -> None:
         """Release the model and its cache."""
         self.kv_caches.clear()
-
-
-class _StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
-    """A step's released tokens on their way to the host.
-
-    Args:
-        request_ids: The step's requests, in order.
-        releases: Completed rows; most steps of most images complete none.
-        tokens: The state table's token rows, on the device.
-    """
-
-    def __init__(
-        self, request_ids: list[str], releases: list[_Release], tokens: torch.Tensor
-    ) -> None:
-        self._request_ids = request_ids
-        self._releases = releases
-        self._ready: Any = None
-        device = tokens.device
-        self._rows = [
-            tokens[r.row, r.start : r.stop].to("cpu", non_blocking=True, copy=True)
-            for r in releases
-        ]
-        if releases and device.type == "cuda":
-            self._ready = torch.cuda.Event()
-            self._ready.record()
-
-    def get_output(self) -> ModelRunnerOutput:
-        """Wait for the copies and phrase them as vLLM's output."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        sampled: list[list[int]] = [[] for _ in self._request_ids]
-        for release, row in zip(self._releases, self._rows, strict=True):
-            sampled[release.index] = row.tolist()
-        return ModelRunnerOutput(
-            req_ids=self._request_ids,
-            req_id_to_index={name: index for index, name in enumerate(self._request_ids)},
-            sampled_token_ids=sampled,
-        )
