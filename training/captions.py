@@ -45,13 +45,13 @@ def caption(concept: str, style: str, rng: random.Random) -> str:
         return ""
     name = concept
     aliases = ALIASES.get(concept, ())
-    if aliases and rng.random() < 0.2:
+    if aliases and rng.random() < 0.15:
         name = rng.choice(aliases)
-    if rng.random() < 0.15:
-        name = rng.choice(FRAMES).format(name)
     if rng.random() < 0.1:
+        name = rng.choice(FRAMES).format(name)
+    if rng.random() < 0.06:
         name = with_junk(name, rng)
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         return name
     frame = STYLE_FRAMES[0] if rng.random() < 0.6 else rng.choice(STYLE_FRAMES)
     return frame.format(style=style, name=name)

@@ -39,7 +39,7 @@ class DecoderRun:
     hold: float = 0.6
     zipar_share: float = 0.5
     highest_damage: float = 0.3
-    ema: float = 0.995
+    ema: float = 0.98
     keep_every: float = 120.0
     seed: int = 0
 
@@ -224,7 +224,8 @@ class DecoderTraining:
             if self.step - shown == 25 and self.team.rank == 0:
                 seconds = time.monotonic() - since
                 tokens = 25 * self.run.batch * 601 / seconds
-                epochs = self.shown[str(len(self.examples))] / len(self.examples)
+                pool = str(len(self.examples))
+                epochs = self.shown[pool] / len(self.examples)
                 print(
                     f"decoder {self.step} loss {total / 25:.4f} epoch {epochs:.1f}"
                     f" {tokens:.0f} tokens/s {self.elapsed:.0f}/{self.run.seconds:.0f} s",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.captions import BOS, PAD, UNK, build_tokenizer, text_vocabulary
-from training.concepts import ALIASES, STYLES
+from training.concepts import ALIASES, STYLES, all_concepts
 from training.data import SIZE
 from training.decoder import load_decoder
 from training.masks import COLUMNS, ROWS
@@ -76,9 +76,9 @@ def llama_config(model: Decoder, bos: int, pad: int) -> dict[str, Any]:
     }
 
 
-def image_model(concepts: list[str], tokens: int) -> dict[str, Any]:
+def image_model(known: list[str], tokens: int) -> dict[str, Any]:
     """``image_model.json``: what the engine needs to know beyond the Llama."""
-    entries = text_vocabulary(concepts)
+    entries = text_vocabulary(all_concepts())
     return {
         "family": "zipar-demo",
         "grids": [{"size": f"{SIZE}x{SIZE}", "rows": ROWS, "columns": COLUMNS}],
@@ -90,8 +90,8 @@ def image_model(concepts: list[str], tokens: int) -> dict[str, Any]:
         "max_prompt_tokens": MAX_TEXT_TOKENS,
         "defaults": DEFAULTS,
         "styles": list(STYLES),
-        "concepts": concepts,
-        "aliases": {name: list(other) for name, other in sorted(ALIASES.items())},
+        "concepts": known,
+        "aliases": {name: list(ALIASES[name]) for name in known if name in ALIASES},
     }
 
 
@@ -108,9 +108,8 @@ def export(work: Path, output: Path, checkpoint: str = "decoder.pt") -> None:
     model, state = load_decoder(work / checkpoint)
     autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
     output.mkdir(parents=True, exist_ok=True)
-    concepts: list[str] = state["concepts"]
-    tokenizer: Any = build_tokenizer(concepts, autoencoder.quantizer.num_codes)
-    entries = text_vocabulary(concepts)
+    tokenizer: Any = build_tokenizer(all_concepts(), autoencoder.quantizer.num_codes)
+    entries = text_vocabulary(all_concepts())
     tokenizer.save(str(output / "tokenizer.json"))
     _write(
         output / "tokenizer_config.json",
@@ -128,7 +127,8 @@ def export(work: Path, output: Path, checkpoint: str = "decoder.pt") -> None:
         output / "generation_config.json",
         {"bos_token_id": entries.index(BOS), "pad_token_id": entries.index(PAD), "do_sample": True},
     )
-    _write(output / "image_model.json", image_model(concepts, autoencoder.quantizer.num_codes))
+    codes = autoencoder.quantizer.num_codes
+    _write(output / "image_model.json", image_model(state["concepts"], codes))
     save_file(llama_weights(model), output / "model.safetensors", metadata={"format": "pt"})
     (output / "vq").mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):

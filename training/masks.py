@@ -47,14 +47,17 @@ def corrupt(
 ) -> torch.Tensor:
     """Damage pictures the way sampling does, so that the model learns to recover.
 
-    Each picture has its own rate, uniform in [0, highest]. Damaged tokens become, in equal parts,
-    a token of the same picture from elsewhere, a near code (some channels one level off), or any
-    code. A third of the pictures also has one short run replaced by a shifted copy.
+    Each picture has its own rate. Half of them: uniform in [0, highest]; damaged tokens become, in
+    equal parts, a token of the same picture from elsewhere, a near code (some channels one level
+    off), or any code, and a third also has one short run replaced by a shifted copy. The other
+    half: uniform in [highest, 1], and half of these have tokens of another picture of the batch,
+    in place. Without that, the model reads what to draw off the tokens before and hardly listens
+    to the caption: it then draws fine pictures of the wrong thing.
 
     Args:
         codes: int64 ``[B, rows, columns]``.
         levels: Levels of the code's channels.
-        highest: Largest share of damaged tokens.
+        highest: Largest share of damaged tokens in the lightly damaged half.
         generator: Source of randomness.
 
     Returns:
@@ -73,7 +76,12 @@ def corrupt(
     near = _neighbours(flat, levels, generator)
     kind = rand(batch, cells)
     other = torch.where(kind < 1 / 3, elsewhere, torch.where(kind < 2 / 3, near, anything))
-    out = torch.where(rand(batch, cells) < rand(batch, 1) * highest, other, flat)
+    heavy = rand(batch, 1) < 0.5
+    foreign = flat.roll(1, 0)
+    other = torch.where(heavy & (rand(batch, 1) < 0.5), foreign, other)
+    rate = rand(batch, 1)
+    rate = torch.where(heavy, highest + rate * (1 - highest), rate * highest)
+    out = torch.where(rand(batch, cells) < rate, other, flat)
     start = (rand(batch, 1) * cells).long()
     length = (rand(batch, 1) * columns).long() * (rand(batch, 1) < 1 / 3)
     place = torch.arange(cells)

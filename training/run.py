@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch.multiprocessing import spawn
 
 from training.captions import BOI, BOS, EOL, PAD, build_tokenizer, text_vocabulary
-from training.concepts import CORE, HELD_OUT, all_concepts
+from training.concepts import CORE, FEATURED, HELD_OUT, all_concepts
 from training.data import (
     GROUNDS,
     Image,
@@ -92,8 +93,10 @@ def prepare(work: Path, seconds: float) -> tuple[list[Example], FSQAutoencoder]:
 def train_worker(rank: int, size: int, work: Path, run: DecoderRun, shown: list[Example]) -> None:
     """One of ``size`` processes that train the decoder together."""
     team = Team(rank, size)
+    shown = shown + [e for e in shown if e.concept in FEATURED]
     if size > 1:
         torch.set_num_threads(1)
+        os.setsid()  # a scheduling group of its own, where the system groups by session
         team.join(PORT)
     autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
     concepts = all_concepts()

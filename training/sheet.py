@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training.captions import build_tokenizer
-from training.concepts import STYLES
+from training.concepts import STYLES, all_concepts
 from training.decoder import load_decoder
 from training.masks import COLUMNS
 from training.run import build_layout
@@ -30,9 +30,9 @@ def draw_sheet(
     work: Path, prompts: Sequence[str], options: Sequence[Sampling], output: Path, side: int = 96
 ) -> None:
     """One row of pictures for each of ``options``."""
-    model, state = load_decoder(work / "decoder.pt")
+    model, _ = load_decoder(work / "decoder.pt")
     autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
-    concepts: list[str] = state["concepts"]
+    concepts = all_concepts()
     tokenizer: Any = build_tokenizer(concepts, autoencoder.quantizer.num_codes)
     texts = [tokenizer.encode(prompt).ids for prompt in prompts]
     layout = build_layout(concepts)

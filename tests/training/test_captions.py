@@ -25,11 +25,11 @@ def test_aliases_name_one_concept_each() -> None:
     assert set(ALIASES) <= set(CONCEPTS)
 
 
-def test_a_tenth_of_the_captions_is_empty_and_a_third_names_no_style() -> None:
+def test_a_tenth_of_the_captions_is_empty_and_a_quarter_names_no_style() -> None:
     rng = random.Random(0)
     texts = [caption("panda", "twemoji", rng) for _ in range(3000)]
     assert 0.08 < texts.count("") / 3000 < 0.12
-    assert 0.3 < sum("twemoji" not in t for t in texts if t) / 3000 < 0.4
+    assert 0.18 < sum("twemoji" not in t for t in texts if t) / 3000 < 0.27
 
 
 @pytest.mark.parametrize(
