@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import enum
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from zipar_vllm.models.demo import DEMO_PATH
 
+from . import lifecycle
 from .options import ServerOptions
 
 USAGE = """usage: zipar serve [MODEL] [options]     serve images over HTTP: `vllm serve`'s options,
@@ -18,9 +22,15 @@ USAGE = """usage: zipar serve [MODEL] [options]     serve images over HTTP: `vll
 
 Without MODEL, the embedded demo model is served as `zipar-demo`."""
 
-DEMO_NAMES = ("zipar-demo", "gpt-image-1")
+DEMO_NAME = "zipar-demo"
+ALIAS = "gpt-image-1"
+"""Served beside the model's own name: clients of the OpenAI API know no other."""
 DEMO_KV_CACHE_BYTES = 1 << 30
 """KV cache of the embedded model where nothing else is asked for: some 300 guided images."""
+DEFAULTS = ["--shutdown-timeout", "60", "--middleware", "server.middleware.RequestFrame"]
+"""Running images are finished at SIGTERM; every answer has a request id."""
+REPLACEABLE = ("model", "block_size", "compilation_config")
+"""Engine arguments that a user may change; the others image decoding cannot do without."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,13 +50,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def serve(arguments: list[str]) -> None:
     """Start vLLM's API server over an image model."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="\n\nvLLM's own options:\n\n")
     set_environment()
-    arguments = ServerOptions.take_flags(arguments)
+    try:
+        arguments = ServerOptions.take_flags(arguments)
+    except ValueError as error:
+        sys.exit(f"zipar serve: {error}")
     run_vllm(vllm_arguments(arguments))
 
 
 def run_vllm(arguments: list[str]) -> None:
-    """What ``vllm serve`` does, without its command line, which the CPU package cannot start."""
+    """What ``vllm serve`` does, without its command line, which the CPU package cannot start.
+
+    Exits with 1 when the server ended without having been told to: its engine died.
+    """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -54,11 +72,35 @@ def run_vllm(arguments: list[str]) -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    options = make_arg_parser(FlexibleArgumentParser(prog="zipar serve")).parse_args(arguments)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="zipar serve"))
+    options = parser.parse_args(arguments)
+    if problem := contradiction(options):
+        parser.error(problem)
     configure_logging_from_args(options)
     command = ServeSubcommand()
     command.validate(options)
     command.cmd(options)
+    if not lifecycle.told_to_stop():
+        sys.exit("zipar serve: the engine died")
+
+
+def contradiction(options: argparse.Namespace) -> str | None:
+    """What a user asked of vLLM that image decoding cannot do, in words; None if nothing."""
+    from zipar_vllm.engine.arguments import engine_arguments
+
+    for name, needed in engine_arguments(options.model).items():
+        if name in REPLACEABLE:
+            continue
+        got = getattr(options, name)
+        if isinstance(needed, dict):
+            got = {key: _plain(getattr(got, key, None)) for key in needed}
+        if got != needed:
+            return f"--{name.replace('_', '-')}: got {got}, image decoding needs {needed}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, enum.Enum) else value
 
 
 def vllm_arguments(arguments: list[str]) -> list[str]:
@@ -71,12 +113,17 @@ def vllm_arguments(arguments: list[str]) -> list[str]:
     positional = bool(arguments) and not arguments[0].startswith("-")
     model = arguments[0] if positional else str(DEMO_PATH)
     options = arguments[1:] if positional else arguments
-    ours = command_line(model)
-    if not positional:
-        ours += ["--served-model-name", *DEMO_NAMES]
-        if not any(option.startswith("--gpu-memory") for option in options):
-            ours += ["--kv-cache-memory-bytes", str(DEMO_KV_CACHE_BYTES)]
+    ours = [*command_line(model), *DEFAULTS, "--served-model-name", _name(model), ALIAS]
+    if not positional and not any(option.startswith("--gpu-memory") for option in options):
+        ours += ["--kv-cache-memory-bytes", str(DEMO_KV_CACHE_BYTES)]
     return [*ours, *options]
+
+
+def _name(model: str) -> str:
+    """What a model is served as; a folder by its last part, since paths are nobody's business."""
+    if model == str(DEMO_PATH):
+        return DEMO_NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def set_environment() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+
+logger = logging.getLogger(__name__)
 
 ALIASES = {"cfg_scale": "guidance_scale"}
 """Other names of fields, which a JSON schema has no place for."""
@@ -67,6 +70,14 @@ def invalid(param: str, got: object, allowed: str) -> APIError:
     )
 
 
+def as_api_error(error: Exception) -> APIError:
+    """What the client is told of any failure; of an unforeseen one the log has the details."""
+    if isinstance(error, APIError):
+        return error
+    logger.error("image request failed", exc_info=error)
+    return APIError(500, "the image could not be generated", code="internal_error")
+
+
 def from_validation(error: ValidationError, schema: Mapping[str, Any]) -> APIError:
     """The first complaint of pydantic, as a 400.
 
@@ -85,8 +96,7 @@ def from_validation(error: ValidationError, schema: Mapping[str, Any]) -> APIErr
 def _allowed(names: list[str], schema: Mapping[str, Any]) -> str | None:
     """What a field allows, in words, from its JSON schema."""
     for name in names:
-        name = ALIASES.get(name, name)
-        schema = _resolve(schema.get("properties", {}).get(name, {}), schema)
+        schema = _without_null(schema.get("properties", {}).get(ALIASES.get(name, name), {}))
     parts = {
         "integer": "a whole number",
         "number": "a number",
@@ -107,13 +117,10 @@ def _allowed(names: list[str], schema: Mapping[str, Any]) -> str | None:
     return words
 
 
-def _resolve(field: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+def _without_null(field: Mapping[str, Any]) -> Mapping[str, Any]:
     """A field's schema without the null that every optional field allows."""
-    choices = [c for c in field.get("anyOf", [field]) if c.get("type") != "null"]
-    found = dict(choices[0]) if choices else {}
-    if "$ref" in found:
-        found = dict(root["$defs"][found["$ref"].rsplit("/", 1)[-1]])
-    return {**found, "$defs": root.get("$defs", {})}
+    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
+    return choices[0] if choices else {}
 
 
 def shown(value: object) -> str:

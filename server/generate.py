@@ -78,8 +78,7 @@ def make_request(options: argparse.Namespace) -> ImageGenerationRequest:
 
 async def _draw(options: argparse.Namespace) -> Picture:
     # vLLM is imported late: `--help` and bad options answer at once.
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm import AsyncEngineArgs, AsyncLLMEngine
 
     from zipar_vllm.engine.arguments import engine_arguments
     from zipar_vllm.engine.client import ImageClient
@@ -90,7 +89,7 @@ async def _draw(options: argparse.Namespace) -> Picture:
     arguments = AsyncEngineArgs(
         **engine_arguments(options.model), kv_cache_memory_bytes=256 << 20, disable_log_stats=False
     )
-    engine = AsyncLLM.from_engine_args(arguments)
+    engine = AsyncLLMEngine.from_engine_args(arguments)
     service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
     try:
         return await _watch(service, job)

@@ -14,12 +14,13 @@ from zipar_vllm.models.base import ImageModel
 
 from .errors import APIError, from_validation, invalid
 from .pixels import DEFAULT_COMPRESSION, Encoding
-from .schemas import ImageGenerationRequest, InputTokensDetails, Usage
+from .schemas import FORMATS, ImageGenerationRequest, InputTokensDetails, Usage
 
 REQUEST_SCHEMA = ImageGenerationRequest.model_json_schema()
 T = TypeVar("T")
 
-FORMATS = ("png", "webp", "jpeg")
+QUALITIES = {"standard": "medium", "hd": "high", "auto": "high"}
+"""Names of qualities that requests have and answers do not."""
 MAX_DRAWN_SEED = 2**31 - 1
 """Seeds drawn here stay exact in JSON readers that know only doubles."""
 
@@ -36,7 +37,7 @@ class ImageJob:
         count: Number of images.
         encoding: File format.
         as_url: Answer by address and not by content.
-        quality: As the client named it.
+        quality: As the client named it; it changes nothing.
     """
 
     size: str
@@ -84,7 +85,7 @@ def prepare_job(
     """
     _refuse_unsupported(request, has_storage)
     spec, defaults = model.spec, model.spec.defaults
-    size = next(iter(spec.grids)) if request.size in (None, "", "auto") else str(request.size)
+    size = request.size or next(iter(spec.grids))
     if size not in spec.grids:
         raise invalid("size", size, " or ".join(["auto", *spec.grids]))
     grid = spec.grids[size]
@@ -94,7 +95,7 @@ def prepare_job(
     for name, ids in (("prompt", prompt), ("negative_prompt", unconditional)):
         if len(ids) > spec.max_prompt_tokens:
             raise invalid(name, f"{len(ids)} tokens", f"up to {spec.max_prompt_tokens} tokens")
-    count = request.n or 1
+    count, quality = request.n or 1, request.quality or "auto"
     params = ImageParams(
         rows=grid.rows,
         columns=grid.columns,
@@ -115,7 +116,7 @@ def prepare_job(
         count=count,
         encoding=_encoding(request),
         as_url=request.response_format == "url",
-        quality=request.quality or "auto",
+        quality=QUALITIES.get(quality, quality),
     )
 
 
@@ -123,11 +124,11 @@ def _refuse_unsupported(request: ImageGenerationRequest, has_storage: bool) -> N
     """What the contract knows and this server cannot honour is refused by name."""
     if not request.prompt.strip():
         raise invalid("prompt", request.prompt, "a text that is not blank")
-    if request.background not in (None, "auto", "opaque"):
+    if request.background not in (None, "opaque"):
         raise invalid("background", request.background, "auto or opaque")
-    if request.output_format not in (None, "auto", *FORMATS):
+    if request.output_format not in (None, *FORMATS):
         raise invalid("output_format", request.output_format, ", ".join(FORMATS))
-    if request.response_format not in (None, "auto", "b64_json", "url"):
+    if request.response_format not in (None, "b64_json", "url"):
         raise invalid("response_format", request.response_format, "b64_json or url")
     if request.response_format == "url" and not has_storage:
         raise invalid("response_format", "url", "b64_json (this server has no storage)")
@@ -161,10 +162,9 @@ def _seed(asked: int | None, count: int) -> int:
 
 
 def _encoding(request: ImageGenerationRequest) -> Encoding:
-    name = request.output_format
     quality = request.output_compression
     return Encoding(
-        format="png" if name in (None, "auto") else str(name),
+        format=request.output_format or "png",
         quality=DEFAULT_COMPRESSION if quality is None else quality,
     )
 

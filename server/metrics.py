@@ -30,6 +30,10 @@ pixel_seconds = Histogram(
     buckets=(0.005, 0.01, *_SECONDS),
 )
 partial_images = Counter("zipar:partial_images_sent", "Partial images sent.")
-images_active = Gauge("zipar:images_active", "Images accepted and not answered yet.")
+images_active = Gauge(
+    "zipar:images_active",
+    "Images accepted and not answered yet.",
+    multiprocess_mode="livesum",
+)
 windows = Counter("zipar:images_by_window", "Images accepted, by window.", ["window"])
 requests_rejected = Counter("zipar:requests_rejected", "Requests refused for overload.")

@@ -31,6 +31,13 @@ class ServerOptions:
     storage_dir: str = ""
     storage_seconds: float = 3600.0
 
+    def __post_init__(self) -> None:
+        for name in ("max_active_images", "max_body_bytes", "storage_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, allowed is more than 0")
+        if self.image_timeout < 0:
+            raise ValueError(f"image_timeout: got {self.image_timeout}, allowed is 0 or more")
+
     @classmethod
     def from_environment(cls) -> ServerOptions:
         """Read ``ZIPAR_...`` variables; what is not set keeps its default.
@@ -47,7 +54,9 @@ class ServerOptions:
                 convert: Any = type(field.default)
                 values[field.name] = convert(text)
             except ValueError:
-                raise ValueError(f"{PREFIX}{field.name.upper()}: got {text!r}, a number") from None
+                raise ValueError(
+                    f"{PREFIX}{field.name.upper()}: got {text!r}, allowed is a number"
+                ) from None
         return cls(**values)
 
     @staticmethod

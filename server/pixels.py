@@ -90,7 +90,8 @@ class PixelDecoder:
                     self._jobs.put(None)
                     break
                 batch.append(other)
-            for same in _by_grid(batch):
+            # What nobody waits for any more is not drawn.
+            for same in _by_grid([job for job in batch if not job.future.cancelled()]):
                 self._serve(same)
 
     def _serve(self, batch: list[_Job]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from argparse import Namespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from fastapi import FastAPI
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models.registry import load_image_model
 
-from . import access_log
+from . import access_log, lifecycle
 from .options import ServerOptions
 from .routes import router
 from .service import ImageService
@@ -32,3 +33,5 @@ class ImagesPlugin:
         model = load_image_model(engine_client.model_config.model)
         engine = ImageClient(engine_client, model.spec)
         state.zipar_images = ImageService(engine, model, ServerOptions.from_environment())
+        # Kept, because the event loop holds tasks weakly.
+        state.zipar_signals = asyncio.create_task(lifecycle.watch_signals(state))

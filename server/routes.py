@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import ValidationError
 
-from . import access_log
-from .errors import APIError, invalid
-from .jobs import ImageJob, parse_request
-from .schemas import ImageGenerationRequest, ImagesResponse
+from .access_log import ABANDONED, Entry
+from .errors import APIError, as_api_error, from_validation, invalid, shown
+from .jobs import ImageJob
+from .middleware import request_id_of
+from .schemas import ErrorEnvelope, ImageGenerationRequest, ImagesResponse, request_schema
 from .service import ImageService
-from .streaming import stream_events
+from .streaming import EventStream, stream_events
 
 T = TypeVar("T")
 
@@ -26,33 +27,75 @@ router = APIRouter()
 PAGE = Path(__file__).with_name("static") / "index.html"
 
 
-@router.post("/v1/images/generations", response_model=ImagesResponse)
+@router.post(
+    "/v1/images/generations",
+    response_model=ImagesResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}},
+        **{status: {"model": ErrorEnvelope} for status in (400, 401, 404, 413, 500, 503, 504)},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": request_schema()}},
+        }
+    },
+)
 async def generate_images(request: Request) -> Response:
     """Draw pictures of a prompt."""
     service = service_of(request)
+    entry = Entry(request_id_of(request))
     try:
-        body = await _body(request, service.options.max_body_bytes)
-        job = service.prepare(body)
+        body = await _body(request, service)
+        _check_model(request, body.model)
+        entry.job = job = service.prepare(body)
         service.admit(job)
-    except APIError as error:
-        return error.response()
+    except Exception as error:
+        return _failed(entry, error)
     if body.stream:
-        events = _streamed(service, job, body.partial_images or 0, request)
-        return StreamingResponse(events, media_type="text/event-stream")
-    start = time.monotonic()
+        return await _stream(request, service, job, body.partial_images or 0, entry)
     try:
         work = service.generate(job, str(request.base_url))
         answer = await unless_disconnected(request, work)
-    except APIError as error:
-        _log(request, job, error.status, start)
-        return error.response()
+    except Exception as error:
+        return _failed(entry, error)
     finally:
         service.release(job)
     if answer is None:
-        _log(request, job, 499, start)
-        return Response(status_code=499)  # nobody reads it
-    _log(request, job, 200, start, answer.zipar.steps)
+        entry.write()
+        return Response(status_code=ABANDONED)  # nobody reads it
+    entry.status, entry.steps = 200, answer.zipar.steps
+    entry.write()
     return JSONResponse(answer.model_dump(exclude_none=True))
+
+
+async def _stream(
+    request: Request, service: ImageService, job: ImageJob, partial_images: int, entry: Entry
+) -> Response:
+    """Answer with events, once it is clear that the engine takes the image."""
+
+    def finish() -> None:
+        service.release(job)
+        entry.write()
+
+    events = stream_events(service, job, partial_images, entry)
+    try:
+        first = await unless_disconnected(request, _first(events))
+    except Exception as error:
+        service.release(job)
+        return _failed(entry, error)
+    except BaseException:
+        finish()
+        raise
+    if first is None:
+        await events.aclose()
+        finish()
+        return Response(status_code=ABANDONED)
+    return EventStream(first, events, finish)
+
+
+async def _first(events: AsyncGenerator[str, None]) -> str:
+    return await anext(events)
 
 
 @router.post("/v1/images/edits")
@@ -129,7 +172,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _body(request: Request, limit: int) -> ImageGenerationRequest:
+async def _body(request: Request, service: ImageService) -> ImageGenerationRequest:
+    limit = service.options.max_body_bytes
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
@@ -141,24 +185,21 @@ async def _body(request: Request, limit: int) -> ImageGenerationRequest:
         raise APIError(400, "the body is not JSON", code="invalid_json") from None
     if not isinstance(data, dict):
         raise invalid("body", data, "a JSON object")
-    return parse_request(data)
-
-
-async def _streamed(
-    service: ImageService, job: ImageJob, partial_images: int, request: Request
-) -> AsyncGenerator[str, None]:
-    start = time.monotonic()
     try:
-        async for event in stream_events(service, job, partial_images):
-            yield event
-    finally:
-        service.release(job)
-        _log(request, job, 200, start)
+        return ImageGenerationRequest.model_validate(data)
+    except ValidationError as error:
+        raise from_validation(error, service.schema) from None
 
 
-def _log(
-    request: Request, job: ImageJob, status: int, start: float, steps: int | None = None
-) -> None:
-    request_id = request.headers.get("x-request-id", "-")[:64]
-    printable = "".join(c if c.isprintable() and c != " " else "?" for c in request_id)
-    access_log.write(printable, job, status, time.monotonic() - start, steps)
+def _check_model(request: Request, name: str | None) -> None:
+    served = [path.name for path in request.app.state.openai_serving_models.base_model_paths]
+    if name and name not in served:
+        message = f"model: got {shown(name)}, served is {' or '.join(served)}"
+        raise APIError(404, message, param="model", code="model_not_found")
+
+
+def _failed(entry: Entry, error: Exception) -> Response:
+    failure = as_api_error(error)
+    entry.status = failure.status
+    entry.write()
+    return failure.response()

@@ -8,33 +8,56 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from zipar_vllm.config import MAX_SEED
+from zipar_vllm.models.base import ImageModelSpec
 
 MAX_PROMPT_CHARACTERS = 32_000
-
-
-def _auto_is_none(value: Any) -> Any:
-    return None if value == "auto" else value
-
+FORMATS = ("png", "webp", "jpeg")
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
 
 
-class ZiparOptions(BaseModel):
+def _one_of(*values: str) -> Any:
+    """Documents what a text allows; :mod:`server.jobs` refuses the rest, in words of its own."""
+    return Field(json_schema_extra={"enum": list(values)})
+
+
+class _Options(BaseModel):
+    """Unknown fields are ignored; null and ``auto`` leave a field at its default."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        free_text = ("prompt", "negative_prompt")
+        return {
+            name: value
+            for name, value in data.items()
+            if name in free_text or (value is not None and value != "auto")
+        }
+
+
+class ZiparOptions(_Options):
     """How the picture is decoded."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    window: Annotated[int | None, BeforeValidator(_auto_is_none)] = None
+    window: int | None = None
     adaptive: bool | None = None
 
 
-class ImageGenerationRequest(BaseModel):
-    """Body of ``POST /v1/images/generations``: unknown fields are ignored, null is a default."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+class ImageGenerationRequest(_Options):
+    """Body of ``POST /v1/images/generations``."""
 
     prompt: Annotated[Prompt, StringConstraints(min_length=1)]
     model: str | None = None
@@ -43,11 +66,11 @@ class ImageGenerationRequest(BaseModel):
     quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = (
         None
     )
-    background: str | None = None
-    output_format: str | None = None
+    background: Annotated[str, _one_of("auto", "opaque")] | None = None
+    output_format: Annotated[str, _one_of("auto", *FORMATS)] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     moderation: Literal["low", "auto"] | None = None
-    response_format: str | None = None
+    response_format: Annotated[str, _one_of("b64_json", "url")] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     style: str | None = None
@@ -62,6 +85,38 @@ class ImageGenerationRequest(BaseModel):
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     zipar: ZiparOptions | None = None
+
+
+def request_schema(spec: ImageModelSpec | None = None) -> dict[str, Any]:
+    """JSON schema of a request, without references.
+
+    Args:
+        spec: The model whose sizes and windows it allows, where one is known.
+    """
+    schema = ImageGenerationRequest.model_json_schema(by_alias=False)
+    options = schema.pop("$defs")[ZiparOptions.__name__]
+    fields = schema["properties"]
+    fields["zipar"] = {"anyOf": [options, {"type": "null"}]}
+    if spec is not None:
+        fields["size"]["anyOf"][0]["enum"] = ["auto", *spec.grids]
+        widest = max(grid.columns for grid in spec.grids.values())
+        options["properties"]["window"]["anyOf"][0].update(minimum=1, maximum=widest)
+    return schema
+
+
+class ErrorBody(BaseModel):
+    """What went wrong: ``message`` for people, ``code`` for programs, ``param`` the field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error's body."""
+
+    error: ErrorBody
 
 
 class InputTokensDetails(BaseModel):

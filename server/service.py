@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -17,14 +16,19 @@ from zipar_vllm.models.base import ImageModel
 
 from . import metrics
 from .engine import ImageEngine
-from .errors import APIError
+from .errors import APIError, as_api_error
 from .jobs import ImageJob, prepare_job
 from .options import ServerOptions
 from .pixels import PixelDecoder
-from .schemas import ImageData, ImageGenerationRequest, ImagesResponse, Seconds, ZiparReport
+from .schemas import (
+    ImageData,
+    ImageGenerationRequest,
+    ImagesResponse,
+    Seconds,
+    ZiparReport,
+    request_schema,
+)
 from .storage import ImageStore
-
-logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1
 """What overloaded clients are asked to wait: about the time an image takes."""
@@ -54,6 +58,7 @@ class ImageService:
         self.model = model
         self.options = options
         self.store = ImageStore.from_options(options)
+        self.schema = request_schema(model.spec)
         self._engine = engine
         self._pixels = PixelDecoder(model.decode, metrics.pixel_seconds.observe)
         self._active = 0
@@ -104,7 +109,7 @@ class ImageService:
         pictures = [task.result() for task in tasks]
         return ImagesResponse(
             created=int(time.time()),
-            data=[self._data(picture, job, base_url) for picture in pictures],
+            data=[await self._data(picture, job, base_url) for picture in pictures],
             output_format=job.encoding.format,
             quality=job.quality,
             size=job.size,
@@ -126,6 +131,8 @@ class ImageService:
     ) -> AsyncGenerator[Picture, None]:
         """Decode one image; yields partial pictures where wanted, then the whole one.
 
+        One task has to draw them all, because the deadline is that task's.
+
         Args:
             job: The request.
             index: Which of its images.
@@ -144,7 +151,8 @@ class ImageService:
                     )
                 ) as progress:
                     async for now in progress:
-                        if not now.finished and not wants_partial(now.rows):
+                        partial = now.rows < job.grid.rows and wants_partial(now.rows)
+                        if not now.finished and not partial:
                             continue
                         decoded = time.monotonic()
                         file = await self._pixels.encode(now.codes, job.grid, job.encoding)
@@ -166,9 +174,10 @@ class ImageService:
         metrics.image_steps.observe(now.steps or 0)
         metrics.queue_seconds.observe(now.queue_seconds or 0.0)
 
-    def _data(self, picture: Picture, job: ImageJob, base_url: str) -> ImageData:
+    async def _data(self, picture: Picture, job: ImageJob, base_url: str) -> ImageData:
         if job.as_url and self.store is not None:
-            name = self.store.save(picture.file, job.encoding.format)
+            save = self.store.save
+            name = await asyncio.to_thread(save, picture.file, job.encoding.format)
             return ImageData(url=f"{base_url.rstrip('/')}/images/{name}", seed=picture.params.seed)
         return ImageData(b64_json=to_base64(picture.file), seed=picture.params.seed)
 
@@ -197,5 +206,4 @@ def _api_error(error: Exception, options: ServerOptions) -> APIError:
             return APIError(
                 503, "the server is shutting down", code="unavailable", retry_after=RETRY_SECONDS
             )
-    logger.exception("image failed", exc_info=error)
-    return APIError(500, "the image could not be generated", code="internal_error")
+    return as_api_error(error)

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from . import metrics
+from .access_log import Entry
 from .errors import APIError
 from .jobs import ImageJob
 from .service import ImageService, Picture, to_base64
 
 T = TypeVar("T")
 
+FIRST_KEEP_ALIVE_SECONDS = 0.5
+"""How long an answer may wait for its status: a refusal in this time is one in HTTP."""
 KEEP_ALIVE_SECONDS = 10.0
 KEEP_ALIVE = ": keep-alive\n\n"
+
+_END = object()
 
 
 class PartialSchedule:
@@ -35,15 +43,63 @@ class PartialSchedule:
         return bool(reached)
 
 
+class EventStream(StreamingResponse):
+    """Events as an HTTP response, whose end is noticed however it comes.
+
+    Args:
+        first: An event that has come already.
+        events: The others; closed when the client leaves, even before it read the first.
+        finish: Called once, at the end.
+    """
+
+    def __init__(
+        self, first: str, events: AsyncGenerator[str, None], finish: Callable[[], None]
+    ) -> None:
+        self._events = events
+        self._finish = finish
+        # Proxies are asked not to hold events back.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_chain(first, events), headers=headers, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            try:
+                await self._events.aclose()
+            finally:
+                self._finish()
+
+
+async def _chain(first: str, events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    yield first
+    async for event in events:
+        yield event
+
+
 async def stream_events(
-    service: ImageService, job: ImageJob, partial_images: int
+    service: ImageService, job: ImageJob, partial_images: int, entry: Entry
 ) -> AsyncGenerator[str, None]:
-    """The events of one image, as text; a failure after the first byte becomes an event."""
+    """The events of one image, as text; a failure behind the first byte becomes an event.
+
+    Args:
+        service: Decodes it.
+        job: The request.
+        partial_images: How many partial pictures to send.
+        entry: Told how the stream ended.
+
+    Raises:
+        APIError: nothing was sent yet.
+    """
     schedule = PartialSchedule(partial_images, job.grid.rows)
-    index = 0
+    index, began = 0, False
     try:
-        async with aclosing(service.pictures(job, wants_partial=schedule)) as pictures:
-            async for picture in with_keep_alive(pictures):
+        async with (
+            aclosing(service.pictures(job, wants_partial=schedule)) as pictures,
+            aclosing(with_keep_alive(pictures)) as items,
+        ):
+            async for picture in items:
+                began = True
                 if picture is None:
                     yield KEEP_ALIVE
                 elif picture.rows < job.grid.rows:
@@ -51,34 +107,54 @@ async def stream_events(
                     yield _event("image_generation.partial_image", picture, job, index)
                     index += 1
                 else:
+                    entry.status, entry.steps = 200, picture.steps
                     yield _event("image_generation.completed", picture, job)
     except APIError as error:
+        if not began:
+            raise
+        entry.status = error.status
         yield f"event: error\ndata: {json.dumps({'type': 'error', **error.body()})}\n\n"
 
 
 async def with_keep_alive(
-    items: AsyncIterator[T], seconds: float = KEEP_ALIVE_SECONDS
+    items: AsyncIterator[T],
+    seconds: float = KEEP_ALIVE_SECONDS,
+    first_seconds: float = FIRST_KEEP_ALIVE_SECONDS,
 ) -> AsyncGenerator[T | None, None]:
-    """Pass items on; None whenever ``seconds`` went by without one."""
-    pending: asyncio.Future[T] | None = None
+    """Pass items on; None whenever ``seconds`` went by without one, at first ``first_seconds``.
+
+    One task draws all items, because what draws them may hold a deadline, which is a task's.
+    It does not wait for slow readers: an image has no more than a few items.
+    """
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def draw() -> None:
+        try:
+            async for item in items:
+                arrived.put_nowait(item)
+            arrived.put_nowait(_END)
+        except Exception as error:
+            arrived.put_nowait(error)
+
+    task = asyncio.create_task(draw())
     try:
-        while True:
-            pending = pending or asyncio.ensure_future(anext(items))
-            done, _ = await asyncio.wait([pending], timeout=seconds)
-            if not done:
-                yield None
-                continue
-            try:
-                item = pending.result()
-            except StopAsyncIteration:
-                return
-            finally:
-                pending = None
+        wait = first_seconds
+        while (item := await _next(arrived, wait)) is not _END:
+            if isinstance(item, Exception):
+                raise item
+            wait = seconds
             yield item
     finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _next(arrived: asyncio.Queue[Any], seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            return await arrived.get()
+    except TimeoutError:
+        return None
 
 
 def _event(kind: str, picture: Picture, job: ImageJob, index: int | None = None) -> str:

@@ -116,7 +116,11 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
         "enforce_eager": True,
         "distributed_executor_backend": "uni",
     }
-    return Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
+    allowed = os.sched_getaffinity(0)
+    engine = Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
+    # vLLM binds this thread to its cores, and every process started from it later with it.
+    os.sched_setaffinity(0, allowed)
+    return engine
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,8 @@ def test_rows_are_released_in_raster_order(engine: Engine) -> None:
     assert engine.released["a"] == [stride * row for row in range(1, 9)]
 
 
-@pytest.fixture(scope="module")
+# Until the end of the session: an engine that goes takes what all in the process share with it.
+@pytest.fixture(scope="session")
 def small(tiny_models: dict[bool, object]) -> Engine:
     """An engine whose cache holds two guided images at a time, and little more."""
     return start_engine(

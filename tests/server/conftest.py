@@ -41,6 +41,7 @@ class FakeEngine:
     error: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     steps_taken: int = 0
+    waiting: bool = False
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], unconditional_ids: list[int], params: Any
@@ -52,6 +53,7 @@ class FakeEngine:
                 if self.hold_at == row:
                     if self.error is not None:
                         raise self.error
+                    self.waiting = True
                     await self.gate.wait()
                 self.steps_taken += 1
                 codes = [params.seed % 7] * (row * params.columns)
@@ -91,6 +93,8 @@ class FakeModel:
 
 
 class FakeServingModels:
+    base_model_paths = (SimpleNamespace(name="fake"), SimpleNamespace(name="gpt-image-1"))
+
     async def show_available_models(self) -> Any:
         data = [{"id": "fake", "object": "model", "root": "/secret/path"}]
         return SimpleNamespace(model_dump=lambda: {"object": "list", "data": list(data)})
@@ -132,3 +136,40 @@ async def http(
 def openai(http: httpx.AsyncClient) -> AsyncOpenAI:
     """The OpenAI client, on the same application."""
     return AsyncOpenAI(base_url="http://test/v1", api_key="k", http_client=http, max_retries=0)
+
+
+def post_raw(
+    http: httpx.AsyncClient, body: bytes
+) -> tuple[list[Any], asyncio.Event, asyncio.Task[None]]:
+    """Post an image request as ASGI messages.
+
+    Returns what was sent back so far, the event that makes the client leave, and the request.
+    """
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    leave = asyncio.Event()
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop(0)
+        await leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    path = "/v1/images/generations"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"test")],
+        "scheme": "http",
+        "server": ("test", 80),
+        "http_version": "1.1",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+    }
+    app = http.app  # type: ignore[attr-defined]
+    return sent, leave, asyncio.create_task(app(scope, receive, send))

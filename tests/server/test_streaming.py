@@ -13,11 +13,16 @@ import pytest
 from openai import AsyncOpenAI
 from PIL import Image
 
+from server import metrics
+from server.access_log import Entry
+from server.options import ServerOptions
 from server.pixels import NEUTRAL
-from server.streaming import PartialSchedule, with_keep_alive
+from server.schemas import ImageGenerationRequest
+from server.service import ImageService
+from server.streaming import PartialSchedule, stream_events, with_keep_alive
 from zipar_vllm.errors import EngineUnavailableError
 
-from .conftest import FakeEngine
+from .conftest import FakeEngine, post_raw
 
 URL = "/v1/images/generations"
 
@@ -60,18 +65,31 @@ async def test_first_partial_arrives_while_the_engine_still_decodes(
 ) -> None:
     """By engine step, not by time: the event is out before the engine may go on."""
     engine.hold_at = 4
-    service = http.app.state.zipar_images  # type: ignore[attr-defined]
-    from server.schemas import ImageGenerationRequest
-    from server.streaming import stream_events
-
-    job = service.prepare(ImageGenerationRequest(prompt="x"))
-    events = stream_events(service, job, 2)
+    events = stream_events(*job_of(http), 2, Entry("id"))
     first = await anext(events)
     assert "partial_image" in first
-    assert engine.steps_taken == 2
+    assert engine.steps_taken < 4
     engine.gate.set()
     rest = [event async for event in events]
     assert len(rest) == 2
+
+
+def job_of(http: httpx.AsyncClient) -> Any:
+    service: ImageService = http.app.state.zipar_images  # type: ignore[attr-defined]
+    return service, service.prepare(ImageGenerationRequest(prompt="x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(EngineUnavailableError("draining"), 503), (RuntimeError("bug"), 500)]
+)
+async def test_a_failure_before_the_first_event_is_a_status(
+    http: httpx.AsyncClient, engine: FakeEngine, error: Exception, status: int
+) -> None:
+    engine.hold_at, engine.error = 1, error
+    answer = await http.post(URL, json={"prompt": "x", "stream": True})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "server_error"
+    assert ("retry-after" in answer.headers) is (status == 503)
 
 
 async def test_a_failure_after_the_first_event_is_an_event(
@@ -94,7 +112,7 @@ async def test_keep_alives_while_nothing_comes() -> None:
         yield "item"
 
     seen: list[Any] = []
-    async for item in with_keep_alive(slow(), seconds=0.01):
+    async for item in with_keep_alive(slow(), seconds=0.01, first_seconds=0.01):
         seen.append(item)
         if len(seen) == 3:
             gate.set()
@@ -105,12 +123,41 @@ async def test_keep_alives_while_nothing_comes() -> None:
 async def test_closing_the_stream_closes_the_engines(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    from server.schemas import ImageGenerationRequest
-    from server.streaming import stream_events
-
     engine.hold_at = 4
-    service = http.app.state.zipar_images  # type: ignore[attr-defined]
-    events = stream_events(service, service.prepare(ImageGenerationRequest(prompt="x")), 3)
+    events = stream_events(*job_of(http), 3, Entry("id"))
     await anext(events)
     await events.aclose()
     assert len(engine.closed) == 1
+
+
+@pytest.mark.parametrize("hold_at", [1, 4])
+async def test_a_client_that_leaves_frees_its_place(
+    http: httpx.AsyncClient, engine: FakeEngine, hold_at: int
+) -> None:
+    """Before the first event, when nothing is sent yet, and behind it."""
+    engine.hold_at = hold_at
+    body = b'{"prompt": "x", "stream": true, "partial_images": 1}'
+    sent, leave, task = post_raw(http, body)
+    async with asyncio.timeout(5):
+        while not engine.waiting or (hold_at > 1 and len(sent) < 2):
+            await asyncio.sleep(0)
+    assert metrics.images_active._value.get() == 1
+    leave.set()
+    await asyncio.wait_for(task, 5)
+    assert len(engine.closed) == 1
+    assert metrics.images_active._value.get() == 0
+
+
+class TestDeadline:
+    @pytest.fixture
+    def options(self) -> ServerOptions:
+        return ServerOptions(image_timeout=0.3)
+
+    async def test_holds_behind_the_first_event(
+        self, http: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
+        engine.hold_at = 4
+        body = {"prompt": "x", "stream": True, "partial_images": 1}
+        answer = await asyncio.wait_for(http.post(URL, json=body), 10)
+        assert "deadline_exceeded" in answer.text
+        assert len(engine.closed) == 1
