@@ -115,6 +115,7 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
         "kv_cache_memory_bytes": 64 << 20,
         "enforce_eager": True,
         "distributed_executor_backend": "uni",
+        "disable_log_stats": False,
     }
     allowed = os.sched_getaffinity(0)
     engine = Engine(path, LLM(**engine_arguments(path) | arguments | overrides))

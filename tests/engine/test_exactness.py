@@ -140,7 +140,12 @@ def stock_tokens(path: Path, prompts: list[list[int]]) -> list[list[int]]:
     script = Path(__file__).with_name("stock.py")
     result = subprocess.run(
         [sys.executable, str(script), str(path), json.dumps(prompts), "64"],
-        env={**os.environ, "VLLM_PLUGINS": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        env={
+            **os.environ,
+            "VLLM_PLUGINS": "",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        },
         capture_output=True,
         text=True,
         timeout=600,

@@ -54,6 +54,7 @@ def sharded_tokens(path: Path, ranks: int, seeds: list[int]) -> list[list[int]]:
     # vLLM's own choice needs a memory node for each rank.
     cores = sorted(os.sched_getaffinity(0))[:ranks]
     environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
+    environment["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
     script = "tests.engine.sharded"
     result = subprocess.run(
         [sys.executable, "-m", script, str(path), str(ranks), json.dumps(seeds)],

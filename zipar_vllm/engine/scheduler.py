@@ -16,7 +16,8 @@ from .arguments import check_config
 from .capacity import check_capacity
 from .job import ImageJob
 from .kv_cache import ImageKVCacheManager
-from .vllm_api import AsyncScheduler, Request, SchedulerOutput
+from .stats import ImageStats
+from .vllm_api import AsyncScheduler, Request, SchedulerOutput, SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,13 @@ class _Running:
             return self.job.num_lanes * steps[self.next_step].num_inputs
         return 1
 
+    def rows(self) -> int:
+        """Rows that the next step samples a token of."""
+        steps = self.job.plan.steps
+        if self.next_step == 0:  # the prefill's
+            return 1
+        return steps[self.next_step].num_sampled if self.next_step < len(steps) else 0
+
 
 class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler over images.
@@ -66,6 +74,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._tokens = load_spec(vllm_config.model_config.model).tokens
         self._images: dict[str, _Running] = {}
         self._steps: dict[str, int] = {}
+        self._sampled = 0  # tokens, since the last statistics
         self._token_budget = self.max_num_scheduled_tokens
         self.kv_cache_manager = ImageKVCacheManager(
             self.kv_cache_manager, self._num_blocks, self._may_start
@@ -104,6 +113,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
                 continue
             image = self._images[request_id]
             self._steps[request_id] = image.next_step
+            self._sampled += image.rows()
             image.next_step += 1
             if image.next_step == image.job.plan.num_steps:
                 # vLLM expects one more token for each placeholder: none, and it stops asking.
@@ -133,6 +143,19 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         if image is not None:
             transfer = {**(transfer or {}), "zipar_steps": image.next_step}
         return transfer, encoder
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """vLLM's statistics of a step, with ours in them."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            images = [self._images[request.request_id] for request in self.running]
+            stats.running_lora_adapters = ImageStats(
+                tokens=self._sampled,
+                rows=sum(image.rows() for image in images),
+                guidance_lanes=sum(image.job.num_lanes - 1 for image in images),
+            ).pack()
+        self._sampled = 0
+        return stats  # type: ignore[no-any-return]
 
     def _num_blocks(self, request: Request) -> int:
         return self._images[request.request_id].job.num_blocks(self.block_size)

@@ -36,6 +36,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheLayout, KVCacheSpec
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -69,6 +71,8 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "SchedulerOutput",
+    "SchedulerStats",
+    "StatLoggerBase",
     "TokensPrompt",
     "VllmConfig",
     "Worker",
