@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import REGISTRY, generate_latest
 
 import server.metrics  # noqa: F401  (registers our metrics)
+import zipar_vllm.engine.stats  # noqa: F401  (the engine's)
 from tests.deploy.expressions import (
     DEPLOY,
     SUFFIXES,

@@ -68,7 +68,10 @@ class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
     """Puts :class:`ImageStats` into Prometheus (entry point ``vllm.stat_logger_plugins``)."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
-        self._engine = str(engine_index)
+        engine = str(engine_index)
+        self._tokens = tokens_per_step.labels(engine)
+        self._rows = rows_active.labels(engine)
+        self._lanes = guidance_lanes.labels(engine)
 
     def record(
         self,
@@ -84,9 +87,9 @@ class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
         if stats is None:
             return
         if stats.tokens:
-            tokens_per_step.labels(self._engine).observe(stats.tokens)
-        rows_active.labels(self._engine).set(stats.rows)
-        guidance_lanes.labels(self._engine).set(stats.guidance_lanes)
+            self._tokens.observe(stats.tokens)
+        self._rows.set(stats.rows)
+        self._lanes.set(stats.guidance_lanes)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
