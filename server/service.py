@@ -14,7 +14,7 @@ from zipar_vllm.config import ImageParams
 from zipar_vllm.errors import EngineUnavailableError, ImageTooLargeError
 from zipar_vllm.models.base import ImageModel
 
-from . import metrics
+from . import lifecycle, metrics
 from .engine import ImageEngine
 from .errors import APIError, as_api_error
 from .jobs import ImageJob, prepare_job
@@ -75,8 +75,10 @@ class ImageService:
         """Take a request in, or refuse it at once; :meth:`release` must follow.
 
         Raises:
-            APIError: 503 with Retry-After, while the server is full.
+            APIError: 503 with Retry-After, while the server is full or stops.
         """
+        if lifecycle.told_to_stop():
+            raise _stopping()
         limit = self.options.max_active_images
         if self._active + job.count > limit:
             metrics.requests_rejected.inc()
@@ -203,7 +205,10 @@ def _api_error(error: Exception, options: ServerOptions) -> APIError:
             limit = options.image_timeout
             return APIError(504, f"the image took more than {limit:g} s", code="deadline_exceeded")
         case EngineUnavailableError(dead=False):
-            return APIError(
-                503, "the server is shutting down", code="unavailable", retry_after=RETRY_SECONDS
-            )
+            return _stopping()
     return as_api_error(error)
+
+
+def _stopping() -> APIError:
+    message = "the server is shutting down"
+    return APIError(503, message, code="unavailable", retry_after=RETRY_SECONDS)

@@ -100,6 +100,15 @@ class FakeServingModels:
         return SimpleNamespace(model_dump=lambda: {"object": "list", "data": list(data)})
 
 
+def make_app(engine: FakeEngine, model: FakeModel, options: ServerOptions) -> FastAPI:
+    """The routes, as the plugin mounts them."""
+    app = FastAPI()
+    app.include_router(router)
+    app.state.zipar_images = ImageService(engine, model, options)
+    app.state.openai_serving_models = FakeServingModels()
+    return app
+
+
 @pytest.fixture
 def engine() -> FakeEngine:
     return FakeEngine()
@@ -120,16 +129,12 @@ async def http(
     engine: FakeEngine, model: FakeModel, options: ServerOptions
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application."""
-    app = FastAPI()
-    app.include_router(router)
-    service = ImageService(engine, model, options)
-    app.state.zipar_images = service
-    app.state.openai_serving_models = FakeServingModels()
+    app = make_app(engine, model, options)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         client.app = app  # type: ignore[attr-defined]
         yield client
-    service.close()
+    app.state.zipar_images.close()
 
 
 @pytest.fixture
