@@ -1,6 +1,7 @@
 """Draw the README's picture: the same prompts and seeds under several windows, timed.
 
 python -m benchmarks.pictures --output docs/pictures.png
+python -m benchmarks.pictures --concepts --style twemoji --output zipar_vllm/demo/twemoji.png
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PROMPTS = (
 )
 WINDOWS = (24, 8, 4)
 TILE, GAP, LABEL, CAPTION = 128, 4, 170, 24
+PER_ROW = 14
 
 
 def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> tuple[Image.Image, float, int]:
@@ -74,11 +76,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/pictures.png"))
     parser.add_argument("--style", default="", help="style word put before every prompt")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--concepts", action="store_true", help="all it knows, under its default window, untimed"
+    )
     options = parser.parse_args()
     model = load_image_model(DEMO_PATH)
     llm = LLM(**engine_arguments(DEMO_PATH), kv_cache_memory_bytes=256 << 20)
     prompts = [f"{options.style} {prompt}".strip() for prompt in PROMPTS]
     draw(llm, model, prompts[0], make_params(model, 4, 0))  # warm-up
+    if options.concepts:
+        compose_concepts(llm, model, options).save(options.output)
+        return
     rows = []
     for window in WINDOWS:
         drawn = [draw(llm, model, p, make_params(model, window, options.seed)) for p in prompts]
@@ -87,6 +95,21 @@ def main() -> None:
         rows.append((f"{name}\n{drawn[0][2]} steps\n{seconds:.2f} s", [d[0] for d in drawn]))
         print(rows[-1][0].replace("\n", ", "))
     compose(rows, list(PROMPTS)).save(options.output)
+
+
+def compose_concepts(llm: Any, model: Any, options: argparse.Namespace) -> Image.Image:
+    """Everything the model knows, in alphabetical order, as it comes out."""
+    names = model.spec.details["concepts"]
+    params = make_params(model, model.spec.defaults.window, options.seed)
+    step, rows = TILE // 2 + GAP, -(-len(names) // PER_ROW)
+    sheet = Image.new("RGB", (step * PER_ROW, (step + CAPTION // 2) * rows), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(9)
+    for index, name in enumerate(names):
+        picture, _, _ = draw(llm, model, f"{options.style} {name}".strip(), params)
+        x, y = index % PER_ROW * step, index // PER_ROW * (step + CAPTION // 2)
+        sheet.paste(picture.resize((TILE // 2, TILE // 2), Image.Resampling.LANCZOS), (x, y))
+        pen.text((x + 1, y + TILE // 2), name, fill="black", font=font)
+    return sheet
 
 
 def compose(rows: list[tuple[str, list[Image.Image]]], names: list[str]) -> Image.Image:

@@ -31,12 +31,12 @@ class DecoderRun:
         keep_every: Seconds between checkpoints.
     """
 
-    seconds: float = 4500.0
+    seconds: float = 7200.0
     batch: int = 8
     muon_rate: float = 5e-3
     adam_rate: float = 3e-3
     weight_decay: float = 0.01
-    hold: float = 0.6
+    hold: float = 0.7
     zipar_share: float = 0.5
     highest_damage: float = 0.3
     ema: float = 0.98

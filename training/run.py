@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=DecoderRun().seconds)
     parser.add_argument("--sharpen-seconds", type=float, default=300.0)
     parser.add_argument("--hold", type=float, default=DecoderRun().hold)
-    parser.add_argument("--stage", choices=("core", "all"), default="all")
+    parser.add_argument("--stage", choices=("core", "all"), default="core")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--workers", type=int, default=1, help="single-threaded processes")
     parser.add_argument("--output", type=Path, help="export here when done")

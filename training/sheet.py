@@ -12,6 +12,7 @@ import torch
 from training.captions import build_tokenizer
 from training.concepts import STYLES, all_concepts
 from training.decoder import load_decoder
+from training.export import DEFAULTS
 from training.masks import COLUMNS
 from training.run import build_layout
 from training.sample import Sampling, draw, save_grid
@@ -47,8 +48,8 @@ def main() -> None:
     parser.add_argument("--prompt", action="append", help="instead of the fixed ones; repeatable")
     parser.add_argument("--window", type=int, action="append", help="repeatable; default 24, 8, 4")
     parser.add_argument("--seed", type=int, action="append", help="repeatable; default 0")
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance_scale"])
+    parser.add_argument("--temperature", type=float, default=DEFAULTS["temperature"])
     parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--side", type=int, default=96, help="pixels a picture")
     given = parser.parse_args()

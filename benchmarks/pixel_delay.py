@@ -1,0 +1,108 @@
+"""Whether slow pixels delay tokens: time a step, with drawing as it is and made slow.
+
+python -m benchmarks.pixel_delay
+
+Images keep coming; one run has every drawing wait half a second more, as a large pixel decoder on
+a busy device would. The engine's steps and the images' decoding times should not notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.latency import RESULTS, machine_name
+from server.jobs import ImageJob, prepare_job
+from server.options import ServerOptions
+from server.schemas import ImageGenerationRequest
+from server.service import ImageService
+from zipar_vllm.engine.arguments import engine_arguments
+from zipar_vllm.engine.client import ImageClient
+from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.models.registry import load_image_model
+
+SLOW_SECONDS = 0.5
+
+
+class SlowModel:
+    """An image model whose drawing takes ``delay`` seconds more."""
+
+    def __init__(self, model: Any, delay: float) -> None:
+        self._model = model
+        self.delay = delay
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.delay)
+        return self._model.decode(codes)
+
+
+async def measure(
+    engine: Any, service: ImageService, job: ImageJob, images: int, at_once: int
+) -> dict[str, float]:
+    """Milliseconds a step, and the median seconds of decoding and drawing an image."""
+    await engine.collective_rpc("step_times")
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(index: int) -> Any:
+        async with gate:
+            async for picture in service.pictures(job, index):
+                last = picture
+            return last
+
+    pictures = await asyncio.gather(*(one(index) for index in range(images)))
+    times = (await engine.collective_rpc("step_times"))[0]
+    parts = sum(times[name] for name in ("prepare", "forward", "sample"))
+    return {
+        "step_ms": round(1e3 * parts / times["steps"], 3),
+        "decode_s": round(statistics.median(p.seconds.decode for p in pictures), 3),
+        "pixels_s": round(statistics.median(p.seconds.pixels for p in pictures), 3),
+    }
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    from vllm import AsyncEngineArgs, AsyncLLMEngine
+
+    model = SlowModel(load_image_model(DEMO_PATH), 0.0)
+    engine = AsyncLLMEngine.from_engine_args(
+        AsyncEngineArgs(**engine_arguments(DEMO_PATH), kv_cache_memory_bytes=256 << 20)
+    )
+    service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
+    job = prepare_job(ImageGenerationRequest(prompt="house", seed=1), model, has_storage=False)
+    result: dict[str, Any] = {"machine": machine_name(), "images": options.images}
+    try:
+        await measure(engine, service, job, 4, options.at_once)  # warm-up
+        for repeat in range(options.repeats):
+            for name, delay in (("fast", 0.0), ("slow", SLOW_SECONDS)):
+                model.delay = delay
+                got = await measure(engine, service, job, options.images, options.at_once)
+                result.setdefault(name, []).append(got)
+                print(repeat, name, got, flush=True)
+    finally:
+        service.close()
+        engine.shutdown()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    result = asyncio.run(run(options))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "pixel_delay.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
