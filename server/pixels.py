@@ -111,6 +111,9 @@ class PixelDecoder:
         codes = torch.zeros(len(batch), grid.num_sampled, dtype=torch.int64)
         for row, job in zip(codes, batch, strict=True):
             row[: len(job.codes)] = torch.tensor(job.codes)
+            # What comes below shows at the lower edge of what is there, so let it be the like.
+            rest = row[len(job.codes) :].view(-1, grid.columns)
+            rest[:] = row[: len(job.codes)].view(-1, grid.columns)[-1]
         drawn = self._draw(codes.view(-1, grid.rows, grid.columns)).cpu().numpy()
         return [
             encode_image(_neutral_below(pixels, len(job.codes) // grid.columns, grid), job.encoding)
