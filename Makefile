@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-slow lint lint-deploy types format train bench load lock lock-cuda wheel clean
+.PHONY: help setup serve test test-slow lint lint-deploy types format train bench load soak lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ $(VENV)-load/.installed: requirements/load.txt
 
 load: $(STAMP) $(VENV)-load/.installed  ## load tests: AIPerf against a server
 	PATH="$(abspath $(VENV)-load/bin):$$PATH" $(BIN)/python -m benchmarks.load $(ARGS)
+
+soak: $(STAMP) $(VENV)-load/.installed  ## soak test: mixed requests by Locust for 20 minutes
+	PATH="$(abspath $(VENV)-load/bin):$$PATH" $(BIN)/python -m benchmarks.soak $(ARGS)
 
 wheel: $(STAMP)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
