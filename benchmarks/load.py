@@ -332,7 +332,7 @@ def plot(records: Sequence[Record], folder: Path) -> None:
     names = {False: "not streaming", True: "streaming"}
     levels = sorted({record.concurrency for record in records})
     for name in ("latency", "throughput"):
-        figure = Figure(figsize=(5.5 * len(modes), 4), layout="constrained")
+        figure = Figure(figsize=(4.5 * len(modes) + 2.5, 4), layout="constrained")
         axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
         for axis, mode in zip(axes, modes, strict=True):
             for k, window in enumerate(sorted({record.window for record in records})):
@@ -360,7 +360,12 @@ def plot(records: Sequence[Record], folder: Path) -> None:
             else:
                 axis.set_ylim(bottom=0)
         axes[0].set_ylabel("latency, s" if name == "latency" else "images/s")
-        axes[0].legend(fontsize="small")
+        # An axis lacks the windows that were not measured its way.
+        drawn: dict[str, Any] = {}
+        for axis in axes:
+            handles, texts = axis.get_legend_handles_labels()
+            drawn |= dict(zip(texts, handles, strict=True))
+        figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize="small")
         figure.savefig(folder / f"load_{name}.png", dpi=120)
 
 
