@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.latency import RESULTS, machine_name
 from benchmarks.serving import (
@@ -34,6 +34,9 @@ from benchmarks.serving import (
     client_environment,
     running_server,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PROMPTS = ("red apple", "house", "cat face", "sun", "pizza", "rocket", "flag of Japan", "owl")
 PARTIAL_IMAGES = 3
@@ -324,49 +327,52 @@ def _table(records: Sequence[Record], streaming: bool) -> list[str]:
     return lines
 
 
-def plot(records: Sequence[Record], folder: Path) -> None:
-    """Latency and images/s over concurrency, a line for each window; needs the extra `bench`."""
+def draw(records: Sequence[Record], name: str) -> Figure:
+    """Latency or throughput over concurrency, a line for each window; needs the extra `bench`."""
     from matplotlib.figure import Figure
 
     modes = [mode for mode in (False, True) if any(r.streaming == mode for r in records)]
-    names = {False: "not streaming", True: "streaming"}
     levels = sorted({record.concurrency for record in records})
-    for name in ("latency", "throughput"):
-        figure = Figure(figsize=(4.5 * len(modes) + 2.5, 4), layout="constrained")
-        axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-        for axis, mode in zip(axes, modes, strict=True):
-            for k, window in enumerate(sorted({record.window for record in records})):
-                rows = [r for r in records if (r.streaming, r.window) == (mode, window)]
-                rows.sort(key=lambda r: r.concurrency)
-                if not rows:
-                    continue
-                x = [r.concurrency for r in rows]
-                text, color = f"window {label(rows[0])}", f"C{k}"
-                if name == "latency":
-                    p50 = [math.nan if r.latency_s_p50 is None else r.latency_s_p50 for r in rows]
-                    p95 = [math.nan if r.latency_s_p95 is None else r.latency_s_p95 for r in rows]
-                    axis.plot(x, p50, "o-", color=color, label=f"{text}, p50")
-                    axis.plot(x, p95, "o:", color=color, label=f"{text}, p95")
-                else:
-                    rates = [r.images_per_s for r in rows]
-                    axis.plot(x, rates, "o-", color=color, label=text)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(levels, [str(level) for level in levels])
-            axis.set_xlabel("requests in flight")
-            axis.set_title(names[mode])
-            axis.grid(alpha=0.3)
+    figure = Figure(figsize=(4.5 * len(modes) + 2.5, 4), layout="constrained")
+    axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for axis, mode in zip(axes, modes, strict=True):
+        for k, window in enumerate(sorted({record.window for record in records})):
+            rows = [r for r in records if (r.streaming, r.window) == (mode, window)]
+            rows.sort(key=lambda r: r.concurrency)
+            if not rows:
+                continue
+            x = [r.concurrency for r in rows]
+            text, color = f"window {label(rows[0])}", f"C{k}"
             if name == "latency":
-                axis.set_yscale("log")
+                p50 = [math.nan if r.latency_s_p50 is None else r.latency_s_p50 for r in rows]
+                p95 = [math.nan if r.latency_s_p95 is None else r.latency_s_p95 for r in rows]
+                axis.plot(x, p50, "o-", color=color, label=f"{text}, p50")
+                axis.plot(x, p95, "o:", color=color, label=f"{text}, p95")
             else:
-                axis.set_ylim(bottom=0)
-        axes[0].set_ylabel("latency, s" if name == "latency" else "images/s")
-        # An axis lacks the windows that were not measured its way.
-        drawn: dict[str, Any] = {}
-        for axis in axes:
-            handles, texts = axis.get_legend_handles_labels()
-            drawn |= dict(zip(texts, handles, strict=True))
-        figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize="small")
-        figure.savefig(folder / f"load_{name}.png", dpi=120)
+                axis.plot(x, [r.images_per_s for r in rows], "o-", color=color, label=text)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(levels, [str(level) for level in levels])
+        axis.set_xlabel("requests in flight")
+        axis.set_title("streaming" if mode else "not streaming")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("latency, s" if name == "latency" else "images/s")
+    if name == "latency":
+        axes[0].set_yscale("log")
+    else:
+        axes[0].set_ylim(bottom=0)  # at the end: it stops the axis from growing with its lines
+    # An axis lacks the windows that were not measured its way.
+    drawn: dict[str, Any] = {}
+    for axis in axes:
+        handles, texts = axis.get_legend_handles_labels()
+        drawn |= dict(zip(texts, handles, strict=True))
+    figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize="small")
+    return figure
+
+
+def plot(records: Sequence[Record], folder: Path) -> None:
+    """Write both plots."""
+    for name in ("latency", "throughput"):
+        draw(records, name).savefig(folder / f"load_{name}.png", dpi=120)
 
 
 def write(records: Sequence[Record], folder: Path) -> None:

@@ -13,12 +13,12 @@ from benchmarks.load import (
     Target,
     aiperf_command,
     dataset,
+    draw,
     first_partials,
     make_record,
     make_tables,
     parse,
     percentile,
-    plot,
     problems_of,
     settings_of,
     windows_of,
@@ -175,10 +175,20 @@ def test_files_and_plots_are_written(tmp_path: Path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_mode_alone_can_be_plotted(tmp_path: Path):
+@pytest.mark.parametrize("name", ["latency", "throughput"])
+def test_plots_show_all_points(name: str):
     pytest.importorskip("matplotlib")
-    plot([record(STREAM)], tmp_path)
-    assert (tmp_path / "load_latency.png").stat().st_size
+    axes = draw([record(RASTER, 0.5), record(STREAM, 5.0)], name).axes
+    values = {"latency": [0.8, 1.5], "throughput": [0.5, 5.0]}[name]
+    for axis in axes:
+        low, high = axis.get_ylim()
+        assert low <= min(values)
+        assert high >= max(values)
+
+
+def test_one_mode_alone_can_be_plotted():
+    pytest.importorskip("matplotlib")
+    assert len(draw([record(STREAM)], "latency").axes) == 1
 
 
 def test_options():
