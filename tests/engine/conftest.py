@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -102,7 +103,6 @@ class Engine:
 
 def start_engine(path: Path, **overrides: Any) -> Engine:
     """An in-process engine over the model in ``path``."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
 
     from zipar_vllm.engine.arguments import engine_arguments
@@ -117,9 +117,11 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
         "distributed_executor_backend": "uni",
         "disable_log_stats": False,
     }
+    # vLLM binds this thread to its cores and preloads libraries by the environment: processes
+    # that are started from here later should have neither.
     allowed = os.sched_getaffinity(0)
-    engine = Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
-    # vLLM binds this thread to its cores, and every process started from it later with it.
+    with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
+        engine = Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
     os.sched_setaffinity(0, allowed)
     return engine
 

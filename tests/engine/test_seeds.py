@@ -50,11 +50,13 @@ def test_tensor_parallel_ranks_draw_the_same(engines: dict[bool, Engine]) -> Non
 
 def sharded_tokens(path: Path, ranks: int, seeds: list[int]) -> list[list[int]]:
     """Tokens of an engine on several CPU ranks, in processes of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    # vLLM's own choice needs a memory node for each rank.
     cores = sorted(os.sched_getaffinity(0))[:ranks]
-    environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
-    environment["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
+    environment = {
+        **os.environ,
+        # vLLM's own choice needs a memory node for each rank.
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cores)),
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    }
     script = "tests.engine.sharded"
     result = subprocess.run(
         [sys.executable, "-m", script, str(path), str(ranks), json.dumps(seeds)],
