@@ -211,7 +211,7 @@ def peak_rss_mb() -> float:
     return total / 1024
 
 
-def stock_engine(path: Path) -> Callable[[Setting], Run]:
+def stock_engine(path: Path, eager: bool) -> Callable[[Setting], Run]:
     """Raster decoding of the same weights and token count by vLLM as it comes."""
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
@@ -224,7 +224,7 @@ def stock_engine(path: Path) -> Callable[[Setting], Run]:
     sampling = SamplingParams(
         temperature=0.0, max_tokens=grid.num_slots, ignore_eos=True, detokenize=False
     )
-    llm = LLM(str(path), **ENGINE)
+    llm = LLM(str(path), **ENGINE, enforce_eager=eager)
 
     def run(setting: Setting) -> Run:
         start = time.perf_counter()
@@ -237,7 +237,7 @@ def stock_engine(path: Path) -> Callable[[Setting], Run]:
     return run
 
 
-def zipar_engine(path: Path) -> Callable[[Setting], Run]:
+def zipar_engine(path: Path, eager: bool) -> Callable[[Setting], Run]:
     """Our engine, as the server starts it."""
     from vllm import LLM
 
@@ -248,7 +248,7 @@ def zipar_engine(path: Path) -> Callable[[Setting], Run]:
 
     model = load_image_model(path)
     grid = next(iter(model.spec.grids.values()))
-    llm = LLM(**ENGINE | engine_arguments(path))
+    llm = LLM(**ENGINE | engine_arguments(path), enforce_eager=eager)
 
     def run(setting: Setting) -> Run:
         unconditional = model.encode_unconditional(None) if setting.guidance else []
@@ -273,12 +273,14 @@ def zipar_engine(path: Path) -> Callable[[Setting], Run]:
     return run
 
 
-def measure(mode: str, settings: Sequence[Setting], repeats: int, command: str) -> list[Record]:
+def measure(
+    mode: str, settings: Sequence[Setting], repeats: int, eager: bool, command: str
+) -> list[Record]:
     """Start the engine, warm it up, and measure the settings; to be run in a fresh process."""
     from zipar_vllm.models.demo import DEMO_PATH
 
     machine = machine_name()
-    run = {"stock": stock_engine, "zipar": zipar_engine}[mode](DEMO_PATH)
+    run = {"stock": stock_engine, "zipar": zipar_engine}[mode](DEMO_PATH, eager)
     records = []
     narrowest = min((s.window for s in settings if s.window), default=None)
     for setting in settings:
@@ -306,6 +308,7 @@ def run_engine(mode: str, arguments: argparse.Namespace) -> list[Record]:
     command += ["--repeats", str(arguments.repeats), "--command", arguments.command]
     command += ["--windows", *map(str, arguments.windows)]
     command += ["--requests", *map(str, arguments.requests)]
+    command += ["--eager"] * arguments.eager
     environment = dict(os.environ)
     if mode == "stock":
         environment["VLLM_PLUGINS"] = ""
@@ -337,6 +340,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one repeat, window 4, 1 request")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--command", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
@@ -352,7 +356,9 @@ def main() -> None:
     arguments = parse()
     if arguments.engine:
         settings = settings_of(arguments.engine, arguments.windows, arguments.requests)
-        records = measure(arguments.engine, settings, arguments.repeats, arguments.command)
+        records = measure(
+            arguments.engine, settings, arguments.repeats, arguments.eager, arguments.command
+        )
         if arguments.json:
             print(json.dumps([asdict(record) for record in records]))
         else:
