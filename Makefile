@@ -45,7 +45,7 @@ test: $(STAMP)  ## the tests, less those marked slow
 test-slow: $(STAMP)  ## all tests, with those that take minutes each
 	$(BIN)/python -m pytest --slow $(ARGS)
 
-lint: $(STAMP)  ## ruff's rules and formatting
+lint: $(STAMP) lint-deploy  ## ruff's rules and formatting, and lint-deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

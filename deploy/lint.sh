@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check the Dockerfile, compose.yaml, the Kubernetes manifests, Prometheus' files and the proxy's
 # with the tools that read them for real. A tool that is missing is named and skipped; with
-# STRICT=1 that is an error. `make lint-deploy` brings hadolint and kubernetes-validate.
+# STRICT=1 that is an error. `make lint` brings hadolint and kubernetes-validate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
