@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.pictures import PROMPTS, make_params
@@ -28,23 +29,35 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--temperature", type=float, help="over all tokens; default: the model's")
     options = parser.parse_args()
     model = load_image_model(DEMO_PATH)
     llm = LLM(**engine_arguments(DEMO_PATH), dtype=options.dtype, kv_cache_memory_bytes=1 << 30)
     requests = [
-        _request(model, PROMPTS[seed % len(PROMPTS)], make_params(model, WINDOWS[seed % 3], seed))
+        _request(
+            model,
+            PROMPTS[seed % len(PROMPTS)],
+            make_params(model, WINDOWS[seed % 3], seed),
+            options.temperature,
+        )
         for seed in range(BATCH)
     ]
     alone = [_generate(llm, [request])[0] for request in requests]
     again = [_generate(llm, [request])[0] for request in requests]
     together = _generate(llm, requests)
     invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0")
-    print(f"dtype {options.dtype}, VLLM_BATCH_INVARIANT={invariant}, {BATCH} images")
+    print(
+        f"temperature {requests[0][1].temperature}, dtype {options.dtype}, VLLM_BATCH_INVARIANT={invariant}, {BATCH} images"
+    )
     print(f"alone, twice: {_differing(alone, again)}")
     print(f"alone and in a batch: {_differing(alone, together)}")
 
 
-def _request(model: Any, prompt: str, params: ImageParams) -> tuple[Any, Any]:
+def _request(
+    model: Any, prompt: str, params: ImageParams, temperature: float | None
+) -> tuple[Any, Any]:
+    if temperature is not None:
+        params = replace(params, temperature=temperature, top_k=0)
     unconditional = model.encode_unconditional(None) if params.unconditional_length else []
     terminated = model.spec.tokens.row_terminator is not None
     return engine_request(model.encode_prompt(prompt), unconditional, params, terminated)

@@ -2,8 +2,9 @@
 
 python -m benchmarks.pixel_delay
 
-Images keep coming; one run has every drawing wait half a second more, as a large pixel decoder on
-a busy device would. The engine's steps and the images' decoding times should not notice.
+Images are decoded together, and each is drawn three times on the way; in every second run a drawing
+takes half a second more, as a large pixel decoder on a busy device would. The engine's steps should
+not notice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
+import sys
 import time
 from typing import Any
 
@@ -22,12 +23,15 @@ from server.jobs import ImageJob, prepare_job
 from server.options import ServerOptions
 from server.schemas import ImageGenerationRequest
 from server.service import ImageService
+from server.streaming import PartialSchedule
 from zipar_vllm.engine.arguments import engine_arguments
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models.demo import DEMO_PATH
 from zipar_vllm.models.registry import load_image_model
 
 SLOW_SECONDS = 0.5
+PARTIAL_IMAGES = 3
+PARTS = ("prepare", "forward", "sample")
 
 
 class SlowModel:
@@ -45,27 +49,18 @@ class SlowModel:
         return self._model.decode(codes)
 
 
-async def measure(
-    engine: Any, service: ImageService, job: ImageJob, images: int, at_once: int
-) -> dict[str, float]:
-    """Milliseconds a step, and the median seconds of decoding and drawing an image."""
+async def measure(engine: Any, service: ImageService, job: ImageJob, images: int) -> float:
+    """Milliseconds a step while ``images`` are decoded together and partial pictures drawn."""
     await engine.collective_rpc("step_times")
-    gate = asyncio.Semaphore(at_once)
 
-    async def one(index: int) -> Any:
-        async with gate:
-            async for picture in service.pictures(job, index):
-                last = picture
-            return last
+    async def one(index: int) -> None:
+        schedule = PartialSchedule(PARTIAL_IMAGES, job.grid.rows)
+        async for _ in service.pictures(job, index, wants_partial=schedule):
+            pass
 
-    pictures = await asyncio.gather(*(one(index) for index in range(images)))
+    await asyncio.gather(*(one(index) for index in range(images)))
     times = (await engine.collective_rpc("step_times"))[0]
-    parts = sum(times[name] for name in ("prepare", "forward", "sample"))
-    return {
-        "step_ms": round(1e3 * parts / times["steps"], 3),
-        "decode_s": round(statistics.median(p.seconds.decode for p in pictures), 3),
-        "pixels_s": round(statistics.median(p.seconds.pixels for p in pictures), 3),
-    }
+    return float(round(1e3 * sum(times[name] for name in PARTS) / times["steps"], 3))
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -77,14 +72,15 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
     job = prepare_job(ImageGenerationRequest(prompt="house", seed=1), model, has_storage=False)
-    result: dict[str, Any] = {"machine": machine_name(), "images": options.images}
+    command = " ".join(["python -m benchmarks.pixel_delay", *sys.argv[1:]])
+    result: dict[str, Any] = {"machine": machine_name(), "command": command}
     try:
-        await measure(engine, service, job, 4, options.at_once)  # warm-up
+        await measure(engine, service, job, options.images)  # warm-up
         for repeat in range(options.repeats):
             for name, delay in (("fast", 0.0), ("slow", SLOW_SECONDS)):
                 model.delay = delay
-                got = await measure(engine, service, job, options.images, options.at_once)
-                result.setdefault(name, []).append(got)
+                got = await measure(engine, service, job, options.images)
+                result.setdefault(f"step_ms_{name}", []).append(got)
                 print(repeat, name, got, flush=True)
     finally:
         service.close()
@@ -94,8 +90,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     result = asyncio.run(run(options))
