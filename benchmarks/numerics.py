@@ -46,9 +46,8 @@ def main() -> None:
     again = [_generate(llm, [request])[0] for request in requests]
     together = _generate(llm, requests)
     invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0")
-    print(
-        f"temperature {requests[0][1].temperature}, dtype {options.dtype}, VLLM_BATCH_INVARIANT={invariant}, {BATCH} images"
-    )
+    temperature = requests[0][1].temperature
+    print(f"{BATCH} images, temperature {temperature}, {options.dtype}, invariant {invariant}")
     print(f"alone, twice: {_differing(alone, again)}")
     print(f"alone and in a batch: {_differing(alone, together)}")
 
