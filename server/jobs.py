@@ -38,6 +38,7 @@ class ImageJob:
         encoding: File format.
         as_url: Answer by address and not by content.
         quality: As the client named it; it changes nothing.
+        timeout: Seconds an image may take; the server's limit holds as well.
     """
 
     size: str
@@ -49,6 +50,7 @@ class ImageJob:
     encoding: Encoding
     as_url: bool
     quality: str
+    timeout: float | None
 
     @property
     def usage(self) -> Usage:
@@ -117,6 +119,7 @@ def prepare_job(
         encoding=_encoding(request),
         as_url=request.response_format == "url",
         quality=QUALITIES.get(quality, quality),
+        timeout=request.zipar.timeout if request.zipar else None,
     )
 
 

@@ -50,10 +50,11 @@ class _Options(BaseModel):
 
 
 class ZiparOptions(_Options):
-    """How the picture is decoded."""
+    """How the picture is decoded, and for how many seconds at most (``timeout``)."""
 
     window: int | None = None
     adaptive: bool | None = None
+    timeout: Annotated[float, Field(gt=0, le=86_400)] | None = None
 
 
 class ImageGenerationRequest(_Options):

@@ -145,8 +145,9 @@ class ImageService:
         """
         params = replace(job.params, seed=job.params.seed + index)
         start = time.monotonic()
+        limit = min(filter(None, (self.options.image_timeout, job.timeout)), default=None)
         try:
-            async with asyncio.timeout(self.options.image_timeout or None):
+            async with asyncio.timeout(limit):
                 async with aclosing(
                     self._engine.generate(
                         f"image-{uuid.uuid4().hex}", job.prompt_ids, job.unconditional_ids, params
@@ -170,7 +171,7 @@ class ImageService:
             raise
         except Exception as error:
             metrics.images_failed.labels(type(error).__name__).inc()
-            raise _api_error(error, self.options) from error
+            raise _api_error(error, limit) from error
         metrics.images_finished.labels(job.size).inc()
         metrics.image_seconds.labels(job.size).observe(time.monotonic() - start)
         metrics.image_steps.observe(now.steps or 0)
@@ -194,15 +195,14 @@ def _report(pictures: list[Picture]) -> ZiparReport:
     return ZiparReport(steps=slowest.steps, window=slowest.params.window, seconds=slowest.seconds)
 
 
-def _api_error(error: Exception, options: ServerOptions) -> APIError:
+def _api_error(error: Exception, limit: float | None) -> APIError:
     """What the client is told of a failure; the details are for the log."""
     match error:
         case APIError():
             return error
         case ImageTooLargeError():
             return APIError(400, str(error), param="size", code="image_too_large")
-        case TimeoutError():
-            limit = options.image_timeout
+        case TimeoutError() if limit:
             return APIError(504, f"the image took more than {limit:g} s", code="deadline_exceeded")
         case EngineUnavailableError(dead=False):
             return _stopping()

@@ -105,6 +105,7 @@ async def test_accepted(http: httpx.AsyncClient, fields: dict[str, Any]) -> None
         ({"zipar": {"window": 9}}, "zipar.window", "1 to 8"),
         ({"zipar": {"window": "wide"}}, "zipar.window", "whole number"),
         ({"zipar": {"adaptive": True}}, "zipar.adaptive", "false"),
+        ({"zipar": {"timeout": 0}}, "zipar.timeout", "0"),
         ({"background": "transparent"}, "background", "auto or opaque"),
         ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
         ({"output_format": "svg"}, "output_format", "png, webp, jpeg"),
@@ -195,6 +196,16 @@ class TestLimits:
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"
         assert engine.closed == [engine.requests[0][0]]
+
+
+async def test_a_request_may_set_a_deadline_of_its_own(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.hold_at = 3
+    answer = await http.post(URL, json={"prompt": "x", "zipar": {"timeout": 0.1}})
+    assert answer.status_code == 504
+    assert "0.1 s" in answer.json()["error"]["message"]
+    assert engine.closed == [engine.requests[0][0]]
 
 
 @pytest.mark.parametrize(
