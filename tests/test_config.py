@@ -29,7 +29,13 @@ def refusal(**options):
 
 
 def test_every_option_is_covered_here():
-    assert {*WHOLE, *NUMBERS} == set(ImageParams.__slots__)
+    assert {*WHOLE, *NUMBERS, "adaptive"} == set(ImageParams.__slots__)
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "true"])
+def test_adaptive_is_true_or_false(value):
+    error = refusal(adaptive=value)
+    assert str(error) == f"adaptive: got {value!r}, allowed is true or false"
 
 
 @pytest.mark.parametrize("name", WHOLE)

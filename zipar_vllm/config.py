@@ -36,6 +36,8 @@ class ImageParams:
     Attributes:
         rows, columns: The grid of image tokens, 1 or more each.
         window: ZipAR window, 1 to ``columns``; ``columns`` is plain raster decoding.
+        adaptive: Whether ``window`` is only the least that a row waits for; it then starts once
+            its first token no longer depends on waiting longer.
         seed: Keys the sampling noise, 0 to 2**63 - 1.
         unconditional_length: How many of the request's last prompt tokens are the prompt of the
             unconditional lane; 0 turns guidance off.
@@ -48,6 +50,7 @@ class ImageParams:
     rows: int
     columns: int
     window: int
+    adaptive: bool = False
     seed: int = 0
     unconditional_length: int = 0
     guidance_scale: float = 1.0
@@ -59,6 +62,8 @@ class ImageParams:
         _check_int("rows", self.rows, 1)
         _check_int("columns", self.columns, 1)
         _check_int("window", self.window, 1, self.columns)
+        if not isinstance(self.adaptive, bool):
+            raise ImageParamsError("adaptive", f"got {self.adaptive!r}, allowed is true or false")
         _check_int("seed", self.seed, 0, MAX_SEED)
         _check_int("unconditional_length", self.unconditional_length, 0)
         _check_number("guidance_scale", self.guidance_scale, 0.0, 100.0)

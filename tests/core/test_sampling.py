@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipar_vllm.core.sampling import SamplingFlags, guide, gumbel_noise, sample
+from zipar_vllm.core.sampling import (
+    SamplingFlags,
+    guide,
+    gumbel_noise,
+    probabilities,
+    sample,
+    uniform_noise,
+)
 
 MAX_SEED = 2**63 - 1
 U64 = 2**64 - 1
@@ -45,20 +52,26 @@ def naive_lowbias32(x):
 
 def naive_sample(logits, temperature, top_k, top_p, seed, position):
     """One row, in float64, a token at a time."""
+    return max(
+        naive_weights(logits, temperature, top_k, top_p),
+        key=lambda token: logits[token] / (temperature or 1) + naive_noise(seed, position, token),
+    )
+
+
+def naive_weights(logits, temperature, top_k, top_p):
+    """Probability of each token that may be drawn."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     if temperature == 0:
-        return order[0]
+        return {order[0]: 1.0}
     order = order[: top_k or None]
     weights = [math.exp((logits[t] - logits[order[0]]) / temperature) for t in order]
-    kept, before = [], 0.0
+    kept, before = {}, 0.0
     for token, weight in zip(order, weights, strict=True):
         if kept and top_p < 1 and before >= top_p:
             break
-        kept.append(token)
+        kept[token] = weight
         before += weight / sum(weights)
-    return max(
-        kept, key=lambda token: logits[token] / temperature + naive_noise(seed, position, token)
-    )
+    return {token: weight / sum(kept.values()) for token, weight in kept.items()}
 
 
 def rows_of(n, count, generator_seed, **fixed):
@@ -127,6 +140,22 @@ def test_truncation_agrees_with_the_naive_sampler(generator_seed):
     ]
     assert run(logits, arrays) == expected
     assert len(set(expected)) > 10
+
+
+@pytest.mark.parametrize("fixed", [{}, {"top_k": 0, "top_p": 1}, {"temperature": 0}])
+def test_probabilities_are_what_is_drawn_from(fixed):
+    logits, arrays = rows_of(60, 40, 7, **fixed)
+    names = ("temperature", "top_k", "top_p")
+    got = probabilities(
+        torch.from_numpy(logits),
+        **{name: torch.from_numpy(arrays[name]) for name in names},
+        flags=SamplingFlags.of(*(arrays[name] for name in names)),
+    )
+    for row, scores, *options in zip(
+        got.tolist(), logits.tolist(), *(arrays[name].tolist() for name in names), strict=True
+    ):
+        weights = naive_weights(scores, *options)
+        assert row == pytest.approx([weights.get(t, 0) for t in range(40)], rel=1e-4, abs=1e-7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -199,6 +228,18 @@ def test_noise_is_uniform_underneath(seed):
     n = len(u)
     distance = (u - (torch.arange(n) + 0.5) / n).abs().max() + 0.5 / n
     assert distance < 1.95 / math.sqrt(n)
+
+
+def test_uniform_noise_is_uniform_and_of_no_token():
+    n = 20_000
+    seeds, positions = torch.full((n,), 9), torch.arange(n)
+    u = uniform_noise(seeds, positions).double()
+    ordered = u.sort().values
+    distance = (ordered - (torch.arange(n) + 0.5) / n).abs().max() + 0.5 / n
+    assert distance < 1.95 / math.sqrt(n)
+    of_tokens = uniforms(seeds, positions, 8)
+    correlation = torch.corrcoef(torch.cat([u.unsqueeze(0), of_tokens.T]))[0, 1:]
+    assert correlation.abs().max() < 5 / math.sqrt(n)
 
 
 def test_seeds_positions_and_tokens_are_unrelated():

@@ -46,6 +46,7 @@ def test_runner_has_every_name_its_worker_uses(worker: type) -> None:
         "add_request",
         "schedule",
         "_update_after_schedule",
+        "update_from_output",
         "_update_request_with_output",
         "_handle_blocked_waiting_request",
         "_free_request",

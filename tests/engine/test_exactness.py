@@ -39,6 +39,7 @@ def expected(
         prompt,
         Grid(params.rows, params.columns, tokens.row_terminator is not None),
         params.window,
+        adaptive=params.adaptive,
         image_tokens=(tokens.start, tokens.count),
         row_terminator_id=tokens.row_terminator,
         unconditional_ids=unconditional,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .grid import Grid
-from .sampling import SamplingFlags, guide, sample
+from .sampling import SamplingFlags, guide, gumbel_noise, sample, uniform_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,40 @@ class _Lane:
         return logits
 
 
+@dataclass
+class _Candidate:
+    """A row's first token while more of the row above may change it."""
+
+    token: int
+    weights: torch.Tensor
+    attempts: int = 0
+
+    def check(self, weights: torch.Tensor, seed: int, position: int) -> bool:
+        """Rejection sampling: keep the token, or draw one from what the new weights have more."""
+        self.attempts += 1
+        noise = (torch.tensor([seed]), torch.tensor([position + (self.attempts << 32)]))
+        kept = float(uniform_noise(*noise)) * self.weights[self.token] <= weights[self.token]
+        if not kept:
+            more = (weights - self.weights).clamp(min=0)
+            self.token = int((more.log() + gumbel_noise(*noise, len(more))[0]).argmax())
+        self.weights = weights
+        return bool(kept)
+
+
+def _distribution(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> torch.Tensor:
+    """Probabilities of ``[count]`` logits."""
+    order = logits.argsort(descending=True)
+    if temperature == 0:
+        return torch.zeros_like(logits).index_fill(0, order[:1], 1.0)
+    order = order[: top_k or None]
+    weights = (logits[order] / temperature).softmax(dim=0)
+    if top_p < 1:
+        weights[weights.cumsum(dim=0) - weights >= top_p] = 0
+    return torch.zeros_like(logits).index_copy(0, order, weights / weights.sum())
+
+
 @torch.no_grad()
 def decode_image(
     model: Any,
@@ -78,6 +112,7 @@ def decode_image(
     *,
     image_tokens: tuple[int, int],
     row_terminator_id: int | None = None,
+    adaptive: bool = False,
     unconditional_ids: Sequence[int] = (),
     guidance_scale: float = 1.0,
     temperature: float = 0.0,
@@ -92,6 +127,7 @@ def decode_image(
         prompt_ids: Conditional prompt.
         grid: The grid; must have a terminator exactly if ``row_terminator_id`` is given.
         window: 1 or more; at least ``grid.columns`` is raster order.
+        adaptive: Whether the window is only the least that a row waits for.
         image_tokens: First id and number of the image tokens.
         row_terminator_id: Token that ends every row, or None.
         unconditional_ids: Prompt of the unconditional lane; empty turns guidance off.
@@ -101,11 +137,14 @@ def decode_image(
     width, rows = grid.columns, grid.rows
     lanes = [_Lane(model, len(ids)) for ids in (prompt_ids, unconditional_ids) if ids]
 
-    def draw(logits: list[torch.Tensor], row: int, column: int) -> int:
+    def scored(logits: list[torch.Tensor]) -> torch.Tensor:
         scores = [lane[start : start + count].unsqueeze(0) for lane in logits]
-        score = scores[0]
-        if len(scores) == 2:
-            score = guide(score, scores[1], torch.tensor([guidance_scale]))
+        if len(scores) == 1:
+            return scores[0]
+        return guide(scores[0], scores[1], torch.tensor([guidance_scale]))
+
+    def draw(logits: list[torch.Tensor], row: int, column: int) -> int:
+        score = scored(logits)
         options = (
             np.array([temperature], dtype=np.float32),
             np.array([top_k]),
@@ -129,6 +168,7 @@ def decode_image(
     decoded: list[list[int]] = [[] for _ in range(rows)]
     decoded[0].append(draw(first, 0, 0))
     closed = [False] * rows  # the row's last token has been fed
+    candidate: _Candidate | None = None  # for the next row's first token
     passes = 1
     while len(decoded[-1]) < width:
         inputs: dict[int, tuple[int, int | None]] = {}  # slot -> token, row it predicts for
@@ -147,9 +187,21 @@ def decode_image(
         logits = [lane.feed(tokens, [lane.prompt_length + s for s in slots]) for lane in lanes]
         for index, slot in enumerate(slots):
             target = inputs[slot][1]
-            if target is not None:
-                scores = [lane[index] for lane in logits]
+            if target is None:
+                continue
+            scores = [lane[index] for lane in logits]
+            if before[target] or not adaptive:
                 decoded[target].append(draw(scores, target, before[target]))
+                continue
+            weights = _distribution(scored(scores)[0], temperature, top_k, top_p)
+            if candidate is None:
+                token, kept = draw(scores, target, 0) - start, False
+                candidate = _Candidate(token, weights)
+            else:
+                kept = candidate.check(weights, seed, target * width)
+            if kept or before[target - 1] == width:
+                decoded[target].append(start + candidate.token)
+                candidate = None
         passes += 1
     ending = [] if row_terminator_id is None else [row_terminator_id]
     return ReferenceResult([token for row in decoded for token in [*row, *ending]], passes)

@@ -92,17 +92,49 @@ def sample(
     """
     if flags.all_greedy:
         return logits.argmax(dim=-1)
-    count = logits.shape[1]
     greedy = (temperature == 0).unsqueeze(1)
-    scaled = logits / temperature.unsqueeze(1).masked_fill(greedy, 1.0)
-    tokens: torch.Tensor | None = None
-    if flags.truncated:
-        width = min(flags.width, count) or count
-        scaled, tokens = scaled.topk(width, dim=-1)
-        scaled = _truncate(scaled, top_k, top_p)
-    noise = gumbel_noise(seeds, positions, count, tokens).masked_fill(greedy, 0.0)
+    scaled, tokens = _scale(logits, temperature, top_k, top_p, flags)
+    noise = gumbel_noise(seeds, positions, logits.shape[1], tokens).masked_fill(greedy, 0.0)
     choice = (scaled + noise).argmax(dim=-1, keepdim=True)
     return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
+
+
+def probabilities(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    flags: SamplingFlags,
+) -> torch.Tensor:
+    """The distribution that :func:`sample` draws from: float32 ``[n, count]``.
+
+    Its arguments are those of :func:`sample`; a greedy row has all its weight on one token.
+    """
+    highest = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    if flags.all_greedy:
+        return highest
+    scaled, tokens = _scale(logits, temperature, top_k, top_p, flags)
+    weights = scaled.softmax(dim=-1)
+    if tokens is not None:
+        weights = torch.zeros_like(logits).scatter_(1, tokens, weights)
+    return torch.where((temperature == 0).unsqueeze(1), highest, weights)
+
+
+def _scale(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    flags: SamplingFlags,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits after temperature, top-k and top-p; sorted, with their tokens, where those cut."""
+    scaled = logits / temperature.masked_fill(temperature == 0, 1.0).unsqueeze(1)
+    if not flags.truncated:
+        return scaled, None
+    count = logits.shape[1]
+    scaled, tokens = scaled.topk(min(flags.width, count) or count, dim=-1)
+    return _truncate(scaled, top_k, top_p), tokens
 
 
 def _truncate(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -135,10 +167,24 @@ def gumbel_noise(
     """
     if tokens is None:
         tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
-    bits = _hash_tokens(_hash_rows(seeds, positions), tokens)
-    uniform = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
-    noise: torch.Tensor = -(-uniform.log()).log()
+    noise: torch.Tensor = -(-_uniform(seeds, positions, tokens).log()).log()
     return noise
+
+
+def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers in (0, 1), a pure function of (seed, position), not used for any token.
+
+    Returns:
+        float32 ``[n]``.
+    """
+    no_token = torch.full((1, 1), -1, device=seeds.device)
+    return _uniform(seeds, positions, no_token).squeeze(1)
+
+
+def _uniform(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    bits = _hash_tokens(_hash_rows(seeds, positions), tokens)
+    uniform: torch.Tensor = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
+    return uniform
 
 
 def _hash_rows(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

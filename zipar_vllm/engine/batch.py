@@ -55,6 +55,9 @@ class _Samples:
     targets: list[Ints] = field(default_factory=list)
     grid_positions: list[Ints] = field(default_factory=list)
     token_offsets: list[int] = field(default_factory=list)
+    openings: list[int] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class SampleBatch:
         rows: Image row.
         token_slots: Place of the token in its image's token row.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
+        openings: Places in this batch that open a row under an adaptive window.
+        attempts: How often each of those was predicted before.
     """
 
     conditional: Ints
@@ -76,6 +81,8 @@ class SampleBatch:
     rows: Ints
     token_slots: Ints
     grid_positions: Ints
+    openings: Ints
+    attempts: Ints
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -165,8 +172,8 @@ class BatchBuilder:
 
 
 def _add_decode(image: ImageState, step: int, lanes: _Lanes, samples: _Samples) -> None:
-    plan = image.job.plan
-    inputs = plan.steps[step]
+    now = image.step(step)
+    inputs = now.plan
     slots = inputs.slots.astype(np.int64)
     sources = inputs.sources.astype(np.int64) + image.job.prompt_length
     starts = [
@@ -176,6 +183,9 @@ def _add_decode(image: ImageState, step: int, lanes: _Lanes, samples: _Samples) 
     sampled = np.flatnonzero(inputs.targets != NOT_SAMPLED)
     if len(sampled):
         _add_samples(image, [sampled + start for start in starts], inputs.targets[sampled], samples)
+    if now.attempt is not None:
+        samples.openings.append(samples.size - 1)  # the image's last input
+        samples.attempts.append(now.attempt)
 
 
 def _add_prefill(
@@ -217,12 +227,13 @@ def _add_samples(
     samples.targets.append(slots)
     samples.grid_positions.append(slots // grid.stride * grid.columns + slots % grid.stride)
     samples.token_offsets.append(image.job.prompt_length)
+    samples.size += len(slots)
 
 
 def _pack(samples: _Samples) -> SampleBatch:
     if not samples.rows:
         none = np.zeros(0, dtype=np.int64)
-        return SampleBatch(none, none, none, none, none, none)
+        return SampleBatch(none, none, none, none, none, none, none, none)
     counts = [len(t) for t in samples.targets]
     unconditional = np.concatenate(samples.unconditional)
     guided = np.flatnonzero(unconditional >= 0)
@@ -233,4 +244,6 @@ def _pack(samples: _Samples) -> SampleBatch:
         rows=np.repeat(samples.rows, counts),
         token_slots=np.concatenate(samples.targets) + np.repeat(samples.token_offsets, counts),
         grid_positions=np.concatenate(samples.grid_positions),
+        openings=np.array(samples.openings, dtype=np.int64),
+        attempts=np.array(samples.attempts, dtype=np.int64),
     )

@@ -20,7 +20,8 @@ class ImageJob:
 
     Attributes:
         params: The request's options.
-        plan: Ready sets of every step.
+        plan: Ready sets of every step. Under an adaptive window the steps are other ones, found
+            on the way (:class:`~zipar_vllm.core.adaptive.AdaptiveFrontier`), none of them wider.
         lane_prompts: Prompt length of each lane; the request's prompt is their concatenation.
     """
 

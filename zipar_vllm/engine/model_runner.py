@@ -13,13 +13,13 @@ from torch import nn
 
 from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.attention.step import AttentionKernel
-from zipar_vllm.core.sampling import SamplingFlags, guide, sample
 from zipar_vllm.models.registry import load_spec
 
 from .attention_backend import StepAttention
 from .batch import BatchBuilder, SampleBatch, StepBatch
 from .job import ImageJob
-from .output import Release, StepOutput
+from .output import ImageRunnerOutput, Release, StepOutput
+from .sampler import StepSampler
 from .scheduler import ImageSchedulerOutput
 from .state import ImageState, StateTable
 from .timing import StepTimes
@@ -70,6 +70,7 @@ class ImageModelRunner(WorkerContract):
         self._pending: Any = None
         self._table: StateTable
         self._batches: BatchBuilder
+        self._sampler: StepSampler
         self._kernel: AttentionKernel
 
     # ---- What a step does -------------------------------------------------------------------
@@ -84,15 +85,18 @@ class ImageModelRunner(WorkerContract):
         """
         self._update_images(scheduler_output)
         if not scheduler_output.num_scheduled_tokens:
-            return ModelRunnerOutput(req_ids=[], req_id_to_index={})
-        with self.times.measure("prepare"):
-            batch = self._prepare(scheduler_output)
-        with self.times.measure("forward"):
-            hidden = self._forward(batch)
-        with self.times.measure("sample"):
-            self._sample(hidden, batch.samples)
-            output = self._release(scheduler_output)
-        self.times.count_step(batch.num_inputs, len(batch.samples))
+            return ImageRunnerOutput(req_ids=[], req_id_to_index={})
+        decoding, prefilling = self._active(scheduler_output)
+        if decoding or prefilling:
+            with self.times.measure("prepare"):
+                batch = self._batches.build(decoding, prefilling)
+            with self.times.measure("forward"):
+                hidden = self._forward(batch)
+            with self.times.measure("sample"):
+                kept = self._sample(hidden, batch.samples)
+                self._advance(decoding, kept)
+            self.times.count_step(batch.num_inputs, len(batch.samples))
+        output = self._release(scheduler_output)
         if not self._async:
             return output.get_output()
         self._pending = output
@@ -114,17 +118,21 @@ class ImageModelRunner(WorkerContract):
         job = ImageJob.from_request(len(prompt), request.sampling_params, self._tokens)
         self._table.add(request.req_id, job, prompt, request.block_ids[0])
 
-    def _prepare(self, output: ImageSchedulerOutput) -> StepBatch:
+    def _active(
+        self, output: ImageSchedulerOutput
+    ) -> tuple[list[tuple[ImageState, int]], list[tuple[ImageState, int]]]:
+        """Images to decode, each with its step, and to prefill, each with its tokens."""
         decoding: list[tuple[ImageState, int]] = []
         prefilling: list[tuple[ImageState, int]] = []
         for request_id, count in output.num_scheduled_tokens.items():
             image = self._table[request_id]
             step = output.steps.get(request_id, 0)
-            if step > 0:
-                decoding.append((image, step))
-            else:
+            if step == 0:
                 prefilling.append((image, count))
-        return self._batches.build(decoding, prefilling)
+            # Scheduling ahead, vLLM asks once more before it hears that an image is complete.
+            elif not (image.frontier and image.frontier.finished):
+                decoding.append((image, step))
+        return decoding, prefilling
 
     def _forward(self, batch: StepBatch) -> torch.Tensor:
         attention = StepAttention(self._kernel, self._kernel.plan(batch.attention))
@@ -133,53 +141,38 @@ class ImageModelRunner(WorkerContract):
         ):
             return self.model(input_ids=batch.input_ids, positions=batch.positions)
 
-    def _sample(self, hidden: torch.Tensor, batch: SampleBatch) -> None:
-        """Draw the step's tokens into the raster buffers."""
+    def _sample(self, hidden: torch.Tensor, batch: SampleBatch) -> dict[int, bool]:
+        """Draw the step's tokens; says which rows that were tried start, by image."""
         if not len(batch):
-            return
-        options = self._table.options
+            return {}
         inputs = np.concatenate([batch.conditional, batch.unconditional])
-        logits = self.model.compute_logits(hidden[self._to_device(inputs)])
+        logits = self.model.compute_logits(hidden[torch.from_numpy(inputs).to(self.device)])
         logits = logits[:, self._tokens.start : self._tokens.stop].float()
-        conditional, unconditional = logits[: len(batch)], logits[len(batch) :]
-        if len(batch.guided):
-            guided = self._to_device(batch.guided)
-            scale = self._to_device(options.guidance_scale[batch.rows[batch.guided]])
-            conditional[guided] = guide(conditional[guided], unconditional, scale)
-        temperature, top_k = options.temperature[batch.rows], options.top_k[batch.rows]
-        top_p = options.top_p[batch.rows]
-        codes = sample(
-            conditional,
-            temperature=self._to_device(temperature),
-            top_k=self._to_device(top_k),
-            top_p=self._to_device(top_p),
-            seeds=self._to_device(options.seed[batch.rows]),
-            positions=self._to_device(batch.grid_positions),
-            flags=SamplingFlags.of(temperature, top_k, top_p),
-        )
-        rows, slots = self._to_device(batch.rows), self._to_device(batch.token_slots)
-        self._table.tokens[rows, slots] = codes + self._tokens.start
+        return self._sampler.draw(logits, batch)
+
+    def _advance(self, decoded: list[tuple[ImageState, int]], kept: dict[int, bool]) -> None:
+        for image, _ in decoded:
+            if image.frontier is not None:
+                image.frontier.advance(kept.get(image.row, False))
 
     def _release(self, output: ImageSchedulerOutput) -> StepOutput:
         """Collect the rows that this step completed, in raster order."""
         request_ids = list(output.num_scheduled_tokens)
-        releases = []
+        releases, rows = [], {}
         for index, request_id in enumerate(request_ids):
             step = output.steps.get(request_id)
             if step is None:
                 continue
             image = self._table[request_id]
-            plan, start = image.job.plan, image.job.prompt_length
-            before = plan.completed_rows[step - 1] if step else 0
-            after = plan.completed_rows[step]
+            start, stride = image.job.prompt_length, image.job.plan.grid.stride
+            before, after = image.released, image.completed_rows(step)
             if after > before:
-                stride = plan.grid.stride
                 release = Release(index, image.row, start + before * stride, start + after * stride)
                 releases.append(release)
-        return StepOutput(request_ids, releases, self._table.tokens)
-
-    def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+                image.released = after
+            if image.frontier is not None:
+                rows[request_id] = image.frontier.num_sampled
+        return StepOutput(request_ids, releases, self._table.tokens, rows)
 
     # ---- What a worker sets up --------------------------------------------------------------
 
@@ -231,6 +224,7 @@ class ImageModelRunner(WorkerContract):
             device=self.device,
         )
         self._batches = BatchBuilder(self._table, self.device)
+        self._sampler = StepSampler(self._table, self._tokens, self.device)
         self._kernel = self._select_kernel(spec.block_size)
 
     def _select_kernel(self, block_size: int) -> AttentionKernel:

@@ -17,7 +17,13 @@ from .capacity import check_capacity
 from .job import ImageJob
 from .kv_cache import ImageKVCacheManager
 from .stats import ImageStats
-from .vllm_api import AsyncScheduler, Request, SchedulerOutput, SchedulerStats
+from .vllm_api import (
+    AsyncScheduler,
+    ModelRunnerOutput,
+    Request,
+    SchedulerOutput,
+    SchedulerStats,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,32 +43,44 @@ class ImageSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
 class _Running:
     """How far an image has come."""
 
-    __slots__ = ("job", "next_step")
+    __slots__ = ("adaptive_rows", "job", "next_step", "steps_taken")
 
     def __init__(self, job: ImageJob) -> None:
         self.job = job
         self.next_step = 0
+        self.steps_taken = 0
+        self.adaptive_rows = 0  # as the runner says
 
     def width(self) -> int:
-        """Inputs of the next decoding step; the prefill's are counted by vLLM."""
+        """Inputs of the next decoding step, or a bound; the prefill's are counted by vLLM."""
+        if self.next_step == 0:
+            return 1
+        if self.job.params.adaptive:
+            return self.job.width
         steps = self.job.plan.steps
-        if 0 < self.next_step < len(steps):
-            return self.job.num_lanes * steps[self.next_step].num_inputs
-        return 1
+        done = self.next_step == len(steps)
+        return 1 if done else self.job.num_lanes * steps[self.next_step].num_inputs
 
     def rows(self) -> int:
         """Rows that the next step samples a token of."""
-        steps = self.job.plan.steps
         if self.next_step == 0:  # the prefill's
             return 1
+        if self.job.params.adaptive:
+            return self.adaptive_rows
+        steps = self.job.plan.steps
         return steps[self.next_step].num_sampled if self.next_step < len(steps) else 0
+
+    def is_scheduled(self) -> bool:
+        """Whether its last step is known and was scheduled."""
+        return not self.job.params.adaptive and self.next_step == self.job.plan.num_steps
 
 
 class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     """vLLM's scheduler over images.
 
     Built on the asynchronous one because a fixed-window plan does not depend on sampled tokens;
-    where vLLM schedules synchronously (on CPU) it works the same.
+    where vLLM schedules synchronously (on CPU) it works the same. The steps of an adaptive window
+    do depend on them: the runner works them out, and here such an image is as wide as it can be.
     """
 
     max_num_scheduled_tokens: int
@@ -115,9 +133,20 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             self._steps[request_id] = image.next_step
             self._sampled += image.rows()
             image.next_step += 1
-            if image.next_step == image.job.plan.num_steps:
+            if image.is_scheduled():
                 # vLLM expects one more token for each placeholder: none, and it stops asking.
                 request.num_output_placeholders -= 1
+
+    def update_from_output(
+        self, scheduler_output: ImageSchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        """Take in a step's result."""
+        for request_id in scheduler_output.steps:
+            image = self._images.get(request_id)  # None: over, or aborted, meanwhile
+            if image is not None:
+                image.steps_taken += 1
+                image.adaptive_rows = model_runner_output.rows.get(request_id, 0)
+        return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
@@ -141,7 +170,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         image = self._images.pop(request.request_id, None)
         transfer, encoder = super()._free_request(request, delay_free_blocks)
         if image is not None:
-            transfer = {**(transfer or {}), "zipar_steps": image.next_step}
+            transfer = {**(transfer or {}), "zipar_steps": image.steps_taken}
         return transfer, encoder
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zipar_vllm.core.adaptive import AdaptiveFrontier, AdaptiveStep
 from zipar_vllm.models.base import ImageTokens
 
 from .job import ImageJob
@@ -22,12 +23,35 @@ class ImageState:
     Attributes:
         row: Its row in :class:`StateTable`.
         job: What it decodes.
+        frontier: Where an image under an adaptive window stands; None under a fixed one.
         prefilled: Prompt tokens computed so far, over all lanes.
+        released: Rows handed to vLLM so far.
     """
 
     row: int
     job: ImageJob
+    frontier: AdaptiveFrontier | None = None
     prefilled: int = 0
+    released: int = 0
+
+    @classmethod
+    def of(cls, row: int, job: ImageJob) -> ImageState:
+        """An image that has not begun."""
+        plan = job.plan
+        frontier = AdaptiveFrontier(plan.grid, plan.window) if job.params.adaptive else None
+        return cls(row, job, frontier)
+
+    def step(self, step: int) -> AdaptiveStep:
+        """What decoding step ``step`` feeds; a fixed window opens no row by trial."""
+        if self.frontier is None:
+            return AdaptiveStep(self.job.plan.steps[step], attempt=None)
+        return self.frontier.step()
+
+    def completed_rows(self, step: int) -> int:
+        """Rows whose tokens are all decoded, from the top, once ``step`` is done."""
+        if self.frontier is None:
+            return self.job.plan.completed_rows[step]
+        return self.frontier.completed_rows
 
     def lane(self, index: int) -> int:
         """Row of one of its lanes in the lane tables."""
@@ -42,6 +66,8 @@ class StateTable:
         written: bool ``[max_images * MAX_LANES, max_blocks * block_size]``: slots that hold a key.
         block_table: int64 ``[max_images * MAX_LANES, max_blocks]``.
         options: Sampling options by image row, on the host.
+        openings: float32 ``[max_images, image tokens]``: the distribution that the candidate for
+            the first token of a row was drawn from, where the window is adaptive.
     """
 
     def __init__(
@@ -63,6 +89,7 @@ class StateTable:
         self.written = torch.zeros(lanes, max_blocks * block_size, dtype=torch.bool, device=device)
         self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
         self.options = SamplingOptions(max_images)
+        self.openings = torch.zeros(max_images, image_tokens.count, device=device)
 
     def __getitem__(self, request_id: str) -> ImageState:
         return self._images[request_id]
@@ -72,7 +99,7 @@ class StateTable:
 
     def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
         """Take in an image with its concatenated prompts and its KV blocks, lane after lane."""
-        image = ImageState(self._free.pop(), job)
+        image = ImageState.of(self._free.pop(), job)
         self._images[request_id] = image
         row, length = image.row, len(prompt)
         grid = job.plan.grid

@@ -1,0 +1,143 @@
+"""The engine under an adaptive window: the reference decoder's tokens, however it is driven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from zipar_vllm.config import ImageParams
+from zipar_vllm.engine.stats import ImageStats
+
+from .conftest import Engine
+from .test_exactness import NEGATIVE, PROMPT, assert_diverse, expected, mixed_requests
+
+pytestmark = pytest.mark.engine
+
+GREEDY = {"temperature": 0.0}
+SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_alone(engine: Engine, window: int, guidance: float, options: dict[str, Any]) -> None:
+    unconditional = NEGATIVE if guidance != 1.0 else []
+    params = ImageParams(
+        rows=8,
+        columns=8,
+        window=window,
+        adaptive=True,
+        guidance_scale=guidance,
+        unconditional_length=len(unconditional),
+        **options,
+    )
+    got = engine.generate(PROMPT, unconditional, params)
+    tokens, passes = expected(engine, PROMPT, unconditional, params)
+    assert_diverse(tokens)
+    assert got.tokens == tokens
+    assert got.steps == passes
+    assert 8 + 7 * (window + 1) <= passes <= 8 * 8
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_widest_window_is_raster_order(engine: Engine, options: dict[str, Any]) -> None:
+    fixed = ImageParams(rows=6, columns=12, window=12, **options)
+    adaptive = replace(fixed, adaptive=True)
+    assert engine.generate(PROMPT, [], adaptive) == engine.generate(PROMPT, [], fixed)
+
+
+def mixed() -> list[tuple[int, list[int], list[int], ImageParams]]:
+    """Requests that differ in all they can, every other one under an adaptive window."""
+    return [
+        (arrival, prompt, unconditional, replace(params, adaptive=index % 4 in (0, 1)))
+        for index, (arrival, prompt, unconditional, params) in enumerate(mixed_requests())
+    ]
+
+
+def test_in_a_batch_with_fixed_windows(engine: Engine) -> None:
+    requests = mixed()
+    for step in range(requests[-1][0] + 1):
+        for index, (arrival, prompt, unconditional, params) in enumerate(requests):
+            if arrival == step:
+                engine.add(str(index), prompt, unconditional, params)
+        engine.step()
+    engine.run()
+    for index, (_, prompt, unconditional, params) in enumerate(requests):
+        tokens, passes = expected(engine, prompt, unconditional, params)
+        assert engine.outputs[str(index)].tokens == tokens, f"request {index}: {params}"
+        assert engine.outputs[str(index)].steps == passes
+
+
+def test_row_by_row(engine: Engine) -> None:
+    """Complete rows are released at once, in raster order."""
+    params = ImageParams(rows=8, columns=8, window=1, adaptive=True, temperature=0.0)
+    engine.generate(PROMPT, [], params)
+    stride = 8 + (engine.tokens.row_terminator is not None)
+    lengths = engine.released["alone"]
+    assert lengths == [stride * (row + 1) for row in range(8)]
+
+
+@pytest.mark.parametrize("kind", ["finished", "aborted"])
+def test_scheduled_one_step_ahead(engine: Engine, kind: str) -> None:
+    """As vLLM does where scheduling is asynchronous: a step is planned before the last is known."""
+    requests = mixed()
+    for index, (_, prompt, unconditional, params) in enumerate(requests):
+        engine.add(str(index), prompt, unconditional, params)
+    core, results = engine.core, {}
+    for number, outputs in enumerate(one_step_ahead(core)):
+        if kind == "aborted" and number == 5:
+            core.abort_requests([name for name in core.scheduler.requests if name[0] in "01"])
+        for output in outputs:
+            tokens = results.setdefault(output.request_id[0], [])
+            tokens += output.new_token_ids
+            if output.kv_transfer_params and output.finish_reason.name == "LENGTH":
+                results[output.request_id[0], "steps"] = output.kv_transfer_params["zipar_steps"]
+    engine.llm.llm_engine.output_processor.abort_requests(
+        list(engine.llm.llm_engine.output_processor.request_states), internal=True
+    )
+    gone = {"0", "1"} if kind == "aborted" else set()
+    for index, (_, prompt, unconditional, params) in enumerate(requests):
+        if str(index) in gone:
+            continue
+        tokens, passes = expected(engine, prompt, unconditional, params)
+        assert results[str(index)] == tokens, f"request {index}: {params}"
+        assert results[str(index), "steps"] == passes
+
+
+def one_step_ahead(core: Any) -> Iterator[list[Any]]:
+    """Drive an engine core, planning and running each step before the last one's output is read."""
+    waiting = None
+    for _ in range(2000):
+        scheduled = core.scheduler.schedule()
+        result = core.model_executor.execute_model(scheduled)
+        if waiting is not None:
+            outputs = core.scheduler.update_from_output(*waiting)
+            yield [output for client in outputs.values() for output in client.outputs]
+        waiting = (scheduled, result)
+        if not core.scheduler.has_requests():
+            return
+    raise AssertionError("still running")
+
+
+def test_every_token_and_every_trial_is_counted(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ImageStats] = []
+    make_stats = engine.scheduler.make_stats
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        stats = make_stats(*args, **kwargs)
+        seen.append(ImageStats.unpack(stats.running_lora_adapters))
+        return stats
+
+    monkeypatch.setattr(engine.scheduler, "make_stats", keep)
+    params = ImageParams(rows=8, columns=8, window=2, adaptive=True, temperature=0.0)
+    got = engine.generate(PROMPT, [], params)
+    # A row that waits is drawn again in every step of its wait.
+    waited = got.steps - (8 + 7 * 2)
+    assert 7 < waited < 7 * 6  # some rows wait for more than one check, some start before the end
+    assert sum(stats.tokens for stats in seen) == 8 * 8 + waited
+    assert (seen[-1].rows, seen[-1].guidance_lanes) == (0, 0)
