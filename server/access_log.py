@@ -47,12 +47,13 @@ class Entry:
         """Log the request as answered now."""
         job = self.job
         logger.info(
-            "id=%s status=%d n=%s size=%s window=%s steps=%s ms=%.0f",
+            "id=%s status=%d n=%s size=%s window=%s adaptive=%s steps=%s ms=%.0f",
             self.request_id,
             self.status,
             job.count if job else "-",
             job.size if job else "-",
             job.params.window if job else "-",
+            str(job.params.adaptive).lower() if job else "-",
             "-" if self.steps is None else self.steps,
             (time.monotonic() - self.start) * 1000,
         )

@@ -26,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=str(DEMO_PATH), help="folder of an image model")
     parser.add_argument("--size", help="WxH, one the model offers")
     parser.add_argument("--window", type=int, help="1 to the grid's columns (raster order)")
+    parser.add_argument(
+        "--adaptive", action="store_true", help="the window is the least that rows wait for"
+    )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--negative-prompt")
     parser.add_argument("--guidance-scale", type=float)
@@ -48,8 +51,10 @@ def main(arguments: list[str]) -> None:
     except APIError as error:
         parser.error(error.message)
     options.output.write_bytes(picture.file)
+    params = picture.params
     print(
-        f"{options.output}: seed {picture.params.seed}, window {picture.params.window}, "
+        f"{options.output}: seed {params.seed}, window {params.window}"
+        f"{' or more' if params.adaptive else ''}, "
         f"{picture.steps} steps, {picture.seconds.decode:.2f} s"
     )
 
@@ -71,7 +76,7 @@ def make_request(options: argparse.Namespace) -> ImageGenerationRequest:
         "top_k": options.top_k,
         "top_p": options.top_p,
         "output_format": {"jpg": "jpeg", "": "png"}.get(suffix, suffix),
-        "zipar": {"window": options.window},
+        "zipar": {"window": options.window, "adaptive": options.adaptive},
     }
     return parse_request(fields)
 

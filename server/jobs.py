@@ -12,7 +12,7 @@ from zipar_vllm.config import MAX_SEED, ImageParams
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.models.base import ImageModel
 
-from .errors import APIError, from_validation, invalid
+from .errors import from_validation, invalid
 from .pixels import DEFAULT_COMPRESSION, Encoding
 from .schemas import FORMATS, ImageGenerationRequest, InputTokensDetails, Usage
 
@@ -102,6 +102,7 @@ def prepare_job(
         rows=grid.rows,
         columns=grid.columns,
         window=_window(request, defaults.window, grid),
+        adaptive=bool(request.zipar and request.zipar.adaptive),
         seed=_seed(request.seed, count),
         unconditional_length=len(unconditional),
         guidance_scale=guidance,
@@ -139,13 +140,6 @@ def _refuse_unsupported(request: ImageGenerationRequest, has_storage: bool) -> N
         raise invalid("n", request.n, "1 with stream, whose events name no image")
     if request.output_compression is not None and request.output_format not in ("webp", "jpeg"):
         raise invalid("output_compression", request.output_compression, "given with webp or jpeg")
-    if request.zipar is not None and request.zipar.adaptive:
-        raise APIError(
-            400,
-            "zipar.adaptive: got true, allowed is false (the adaptive window is not supported)",
-            param="zipar.adaptive",
-            code="unsupported",
-        )
 
 
 def _window(request: ImageGenerationRequest, default: int, grid: Grid) -> int:

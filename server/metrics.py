@@ -35,5 +35,5 @@ images_active = Gauge(
     "Images accepted and not answered yet.",
     multiprocess_mode="livesum",
 )
-windows = Counter("zipar:images_by_window", "Images accepted, by window.", ["window"])
+windows = Counter("zipar:images_by_window", "Images accepted, by window.", ["window", "adaptive"])
 requests_rejected = Counter("zipar:requests_rejected", "Requests refused for overload.")

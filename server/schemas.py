@@ -50,7 +50,11 @@ class _Options(BaseModel):
 
 
 class ZiparOptions(_Options):
-    """How the picture is decoded, and for how many seconds at most (``timeout``)."""
+    """How the picture is decoded, and for how many seconds at most (``timeout``).
+
+    A row starts when the one above is ``window`` tokens ahead; an ``adaptive`` window is the least
+    that rows wait for, until their first token is settled.
+    """
 
     window: int | None = None
     adaptive: bool | None = None
@@ -149,6 +153,7 @@ class ZiparReport(BaseModel):
 
     steps: int
     window: int
+    adaptive: bool
     seconds: Seconds
 
 

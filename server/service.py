@@ -90,7 +90,8 @@ class ImageService:
             )
         self._active += job.count
         metrics.images_active.set(self._active)
-        metrics.windows.labels(job.params.window).inc(job.count)
+        adaptive = str(job.params.adaptive).lower()
+        metrics.windows.labels(job.params.window, adaptive).inc(job.count)
 
     def release(self, job: ImageJob) -> None:
         """Give up the places :meth:`admit` took."""
@@ -116,7 +117,7 @@ class ImageService:
             quality=job.quality,
             size=job.size,
             usage=job.usage,
-            zipar=_report(pictures),
+            zipar=report(pictures),
         )
 
     async def _image(self, job: ImageJob, index: int) -> Picture:
@@ -190,9 +191,15 @@ def to_base64(file: bytes) -> str:
     return base64.b64encode(file).decode("ascii")
 
 
-def _report(pictures: list[Picture]) -> ZiparReport:
+def report(pictures: list[Picture]) -> ZiparReport:
+    """How they were decoded: the slowest of them speaks for all."""
     slowest = max(pictures, key=lambda p: p.seconds.queue + p.seconds.decode + p.seconds.pixels)
-    return ZiparReport(steps=slowest.steps, window=slowest.params.window, seconds=slowest.seconds)
+    return ZiparReport(
+        steps=slowest.steps,
+        window=slowest.params.window,
+        adaptive=slowest.params.adaptive,
+        seconds=slowest.seconds,
+    )
 
 
 def _api_error(error: Exception, limit: float | None) -> APIError:

@@ -16,7 +16,7 @@ from . import metrics
 from .access_log import Entry
 from .errors import APIError
 from .jobs import ImageJob
-from .service import ImageService, Picture, to_base64
+from .service import ImageService, Picture, report, to_base64
 
 T = TypeVar("T")
 
@@ -170,11 +170,7 @@ def _event(kind: str, picture: Picture, job: ImageJob, index: int | None = None)
     }
     if index is None:
         data["usage"] = job.usage.model_dump()
-        data["zipar"] = {
-            "steps": picture.steps,
-            "window": picture.params.window,
-            "seconds": picture.seconds.model_dump(),
-        }
+        data["zipar"] = report([picture]).model_dump()
     else:
         data["partial_image_index"] = index
         data["zipar"] = {"rows": picture.rows}

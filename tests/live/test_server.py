@@ -6,6 +6,7 @@ import base64
 import io
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ SIZE = (192, 192)
 
 
 @pytest.fixture
-def client(server: Server) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def pixels(data: str) -> np.ndarray[Any, Any]:
@@ -50,6 +52,15 @@ def test_a_prompt_becomes_a_png(client: OpenAI) -> None:
 def test_steps_are_the_windows(client: OpenAI, window: int) -> None:
     answer = generate(client, "pizza", seed=1, zipar={"window": window})
     assert answer.zipar["steps"] == 24 + 23 * window
+
+
+def test_adaptive_rows_wait_until_they_are_settled(client: OpenAI) -> None:
+    zipar = {"window": 2, "adaptive": True}
+    answer = generate(client, "pizza", seed=1, zipar=zipar)
+    assert {name: answer.zipar[name] for name in zipar} == zipar
+    assert 24 + 23 * 3 <= answer.zipar["steps"] < 24 + 23 * 24
+    again = generate(client, "pizza", seed=1, zipar=zipar)
+    assert again.data[0].b64_json == answer.data[0].b64_json
 
 
 def test_seeds(client: OpenAI) -> None:

@@ -176,6 +176,18 @@ async def test_every_setting_is_sent(page: Page, engine: FakeEngine) -> None:
     assert await widths(page) == [32]
 
 
+async def test_the_adaptive_window(page: Page, engine: FakeEngine, tmp_path: Path) -> None:
+    await page.get_by_label("Adaptive").check()
+    await draw(page)
+    await expect_done(page)
+    captions = page.locator("figcaption")
+    await expect(captions).to_contain_text(["Raster order", "ZipAR, window 4 or more"])
+    asked = {(params.window, params.adaptive) for *_, params in engine.requests}
+    assert asked == {(8, False), (4, True)}
+    link = page.get_by_role("link", name="Download ZipAR")
+    assert (await link.get_attribute("download")).endswith("-window-4-adaptive.png")
+
+
 async def test_the_widest_window_is_drawn_once(page: Page, engine: FakeEngine) -> None:
     await page.get_by_label("Window").fill("8")
     await draw(page)

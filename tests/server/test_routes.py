@@ -47,8 +47,18 @@ async def test_a_picture_of_the_size_asked(openai: AsyncOpenAI, engine: FakeEngi
     assert (params.window, params.seed, params.unconditional_length) == (3, 5, 0)
 
 
+async def test_the_adaptive_window_is_asked_for_and_reported(
+    openai: AsyncOpenAI, engine: FakeEngine
+) -> None:
+    zipar = {"window": 3, "adaptive": True}
+    answer = await openai.images.generate(prompt="x", extra_body={"zipar": zipar})
+    assert (engine.requests[0][3].window, engine.requests[0][3].adaptive) == (3, True)
+    assert {name: answer.zipar[name] for name in zipar} == zipar
+
+
 async def test_defaults_are_the_models(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     answer = await openai.images.generate(prompt="red apple")
+    assert answer.zipar["adaptive"] is False
     assert open_image(answer.data[0].b64_json).size == (64, 48)
     params = engine.requests[0][3]
     assert (params.window, params.guidance_scale, params.temperature) == (4, 2.0, 0.5)
@@ -104,7 +114,7 @@ async def test_accepted(http: httpx.AsyncClient, fields: dict[str, Any]) -> None
         ({"zipar": {"window": 0}}, "zipar.window", "1 to 8"),
         ({"zipar": {"window": 9}}, "zipar.window", "1 to 8"),
         ({"zipar": {"window": "wide"}}, "zipar.window", "whole number"),
-        ({"zipar": {"adaptive": True}}, "zipar.adaptive", "false"),
+        ({"zipar": {"adaptive": 1}}, "zipar.adaptive", "true or false"),
         ({"zipar": {"timeout": 0}}, "zipar.timeout", "0"),
         ({"background": "transparent"}, "background", "auto or opaque"),
         ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
