@@ -100,12 +100,13 @@ class Server:
 
 
 @contextmanager
-def running_server(*options: str) -> Iterator[Server]:
-    """A server of the embedded model on a free port, until the block is left."""
+def running_server(*options: str, model: Path | None = None) -> Iterator[Server]:
+    """A server of ``model``, else the embedded one, on a free port, until the block is left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(ZIPAR), "serve", "--host", "127.0.0.1", "--port", str(port), *options]
+    command = [str(ZIPAR), "serve", *([str(model)] if model else [])]
+    command += ["--host", "127.0.0.1", "--port", str(port), *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:

@@ -31,6 +31,13 @@ from benchmarks.latency import RESULTS, machine_name
 PATH = "/v1/images/generations"
 PROMPTS = ("red apple", "house", "cat face", "sun", "pizza", "rocket", "owl", "a house, nearby")
 GUIDANCE = (1.0, 2.0, 5.0)
+SIZES = {"192x192": 24, "192x96": 24, "96x192": 12}
+"""Sizes and their columns. The embedded model was trained on the first and draws nonsense in the
+others, but takes as many steps and as much memory as a model that can."""
+TOKEN_PIXELS = 8
+KV_CACHE_BYTES = 1 << 30
+"""As much as the embedded model gets by default."""
+ADAPTIVE_SHARE = 0.25
 LEAVING_SHARE = 0.1
 LEAVING_SECONDS = (0.05, 1.5)
 FIXED_SEED = 20
@@ -58,7 +65,7 @@ class Order:
     def kind(self) -> str:
         """What Locust lists it under."""
         mode = "stream" if self.body.get("stream") else "whole"
-        return f"{mode}, window {self.body['zipar']['window']}"
+        return f"{mode}, {self.body.get('size', '')}, window {self.body['zipar']['window']}"
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,17 @@ class Report:
     samples: Sequence[tuple[float, float]] = field(default_factory=list)
 
 
-def draw_order(draw: random.Random, windows: Sequence[int]) -> Order:
-    """A request of the mix."""
+def draw_order(draw: random.Random, windows: Sequence[int], sizes: Mapping[str, int]) -> Order:
+    """A request of the mix; ``sizes`` with their columns."""
+    size = draw.choice(list(sizes))
+    window = min(draw.choice(windows), sizes[size])
     body: dict[str, Any] = {
         "prompt": draw.choice(PROMPTS),
         "seed": draw.randrange(2**31),
         "guidance_scale": draw.choice(GUIDANCE),
         "temperature": 1.0,
-        "zipar": {"window": draw.choice(windows)},
+        "size": size,
+        "zipar": {"window": window, "adaptive": draw.random() < ADAPTIVE_SHARE},
     }
     if draw.random() < 0.5:
         body |= {"stream": True, "partial_images": draw.randrange(4)}
@@ -209,8 +219,8 @@ def checks_of(
     books: Mapping[str, float],
     idle: Mapping[str, float],
     memory: Memory,
-    before: Mapping[int, str],
-    after: Mapping[int, str],
+    before: Mapping[str, str],
+    after: Mapping[str, str],
     exit_code: int,
 ) -> list[Check]:
     """Judge a run.
@@ -220,13 +230,13 @@ def checks_of(
         books: What the server counted under load, by the names :func:`main` gives it.
         idle: Gauges at the end, all of which have to be 0.
         memory: Of the server's processes.
-        before: Digests of fixed pictures by window.
+        before: Digests of fixed pictures by name.
         after: The same, when the load was over.
         exit_code: How the server ended.
     """
     lost, drawn, refused = counts["lost"], counts["drawn"], counts["refused"]
     busy = {name: value for name, value in idle.items() if value}
-    differ = [window for window, digest in before.items() if after.get(window) != digest]
+    differ = [name for name, digest in before.items() if after.get(name) != digest]
     # Some that left had their answer on its way: the server may have counted more than clients.
     agree = books["finished"] >= drawn and books["rejected"] >= refused and not books["failed"]
     change = f"{memory.first_mb:.0f} to {memory.last_mb:.0f} MiB after {memory.warm_up_s:.0f} s"
@@ -246,7 +256,7 @@ def checks_of(
         Check(
             "the same bytes before and after",
             bool(before) and not differ,
-            f"differs at window {differ}" if differ else f"windows {sorted(before)}",
+            f"differs: {'; '.join(differ)}" if differ else f"{len(before)} pictures",
         ),
         Check("the server ended when asked to", exit_code == 0, f"exit code {exit_code}"),
     ]
@@ -272,10 +282,33 @@ def make_table(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fixed_bodies(windows: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Requests whose pictures have to stay the same, by window."""
+def fixed_bodies(windows: Sequence[int], sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Requests whose pictures have to stay the same, by name."""
     body = {"prompt": PROMPTS[0], "seed": FIXED_SEED, "temperature": 1.0, "guidance_scale": 2.0}
-    return {window: {**body, "zipar": {"window": window}} for window in windows}
+    bodies = {}
+    for size, columns in sizes.items():
+        for window in [window for window in windows if window <= columns]:
+            name = f"{size}, window {window}"
+            bodies[name] = {**body, "size": size, "zipar": {"window": window}}
+        name = f"{size}, window 1 or more"
+        bodies[name] = {**body, "size": size, "zipar": {"window": 1, "adaptive": True}}
+    return bodies
+
+
+def add_sizes(folder: Path, sizes: Mapping[str, int]) -> Path:
+    """The embedded model with more sizes, in ``folder``."""
+    from benchmarks.serving import DEMO_MODEL
+
+    for entry in DEMO_MODEL.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    facts = json.loads((DEMO_MODEL / "image_model.json").read_text())
+    facts["grids"] = [
+        {"size": size, "rows": int(size.split("x")[1]) // TOKEN_PIXELS, "columns": columns}
+        for size, columns in sizes.items()
+    ]
+    (folder / "image_model.json").unlink()
+    (folder / "image_model.json").write_text(json.dumps(facts))
+    return folder
 
 
 def digest(answer: Mapping[str, Any]) -> str:
@@ -325,7 +358,7 @@ def locust_command(arguments: argparse.Namespace, url: str, windows: Sequence[in
     command += ["--run-time", f"{round(60 * arguments.minutes)}s"]
     command += ["--stop-timeout", str(STOP_SECONDS), "--exit-code-on-error", "0"]
     command += ["--outcomes", str(arguments.outcomes), "--draw-seed", str(arguments.seed)]
-    command += ["--draw-windows", *map(str, windows)]
+    command += ["--draw-windows", *map(str, windows), "--draw-sizes", json.dumps(SIZES)]
     command += ["--burst-size", str(2 * arguments.max_active_images)]
     return [*command, "--burst-seconds", f"{arguments.burst_seconds:g}"]
 
@@ -354,12 +387,16 @@ def soak(arguments: argparse.Namespace) -> Report:
     from benchmarks.load import percentile
     from benchmarks.serving import client_environment, running_server
 
-    with running_server("--max-active-images", str(arguments.max_active_images)) as server:
+    windows = sorted(window for window in set(arguments.windows) if window <= max(SIZES.values()))
+    limits = ["--max-active-images", str(arguments.max_active_images)]
+    limits += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(*limits, model=add_sizes(Path(folder), SIZES)) as server,
+    ):
         assert server.process is not None
-        columns = server.model().columns
-        windows = sorted({window for window in arguments.windows if window <= columns})
-        fixed = fixed_bodies(windows)
-        before = {window: digest(server.draw(body)) for window, body in fixed.items()}
+        fixed = fixed_bodies(windows, SIZES)
+        before = {name: digest(server.draw(body)) for name, body in fixed.items()}
         first = server.metrics()
         sampler = MemorySampler(server.process.pid)
         sampler.start()
@@ -379,7 +416,7 @@ def soak(arguments: argparse.Namespace) -> Report:
             raise RuntimeError(f"locust ended with {done.returncode}:\n{done.stdout[-4000:]}")
         idle = wait_until_idle(server)
         last = server.metrics()
-        after = {window: digest(server.draw(body)) for window, body in fixed.items()}
+        after = {name: digest(server.draw(body)) for name, body in fixed.items()}
         exit_code = server.stop()
 
     def grown(name: str, **labels: str) -> float:

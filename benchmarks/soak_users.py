@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import gevent
@@ -30,6 +30,7 @@ def _options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--outcomes", required=True, help="file; a line of JSON for each request")
     parser.add_argument("--draw-seed", type=int, default=0)
     parser.add_argument("--draw-windows", type=int, nargs="+", default=[2, 4, 8, 24])
+    parser.add_argument("--draw-sizes", type=json.loads, required=True)
     parser.add_argument("--burst-size", type=int, default=24)
     parser.add_argument("--burst-seconds", type=float, default=30.0)
 
@@ -44,6 +45,9 @@ def perform(client: HttpSession, order: Order, write: Callable[[Outcome], None])
             outcome = _send(client, order)
         if outcome.detail == "cut off" and order.leaves_after_s is not None:
             outcome = Outcome("left", "", 0, 0.0, order)
+    except BaseException as error:
+        outcome = replace(outcome, detail=f"cut off by {error!r}")
+        raise
     finally:
         outcome = outcome.taking(time.monotonic() - start)
         write(outcome)
@@ -75,11 +79,11 @@ class User(HttpUser):
     def on_start(self) -> None:
         options = self.environment.parsed_options
         self.random = random.Random(f"{options.draw_seed}/{next(_numbers)}")
-        self.windows = options.draw_windows
+        self.windows, self.sizes = options.draw_windows, options.draw_sizes
         self.file = Path(options.outcomes)
 
     def order(self) -> Order:
-        return draw_order(self.random, self.windows)
+        return draw_order(self.random, self.windows, self.sizes)
 
     def write(self, outcome: Outcome) -> None:
         line = json.dumps(asdict(outcome)) + "\n"

@@ -6,12 +6,15 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from benchmarks.soak import (
+    SIZES,
     Memory,
     Order,
     Outcome,
     Report,
+    add_sizes,
     checks_of,
     count,
     digest,
@@ -25,6 +28,7 @@ from benchmarks.soak import (
     read_outcomes,
     slope,
 )
+from zipar_vllm.models.registry import load_image_model
 
 PNG = b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82"
 PICTURE = base64.b64encode(PNG).decode()
@@ -35,7 +39,7 @@ COUNTS = {"requests": 10, "streaming": 5, "drawn": 6, "refused": 3, "left": 1, "
 BOOKS = {"accepted": 7.0, "finished": 6.0, "abandoned": 1.0, "failed": 0.0, "rejected": 3.0}
 IDLE = {"vllm:kv_cache_usage_perc": 0.0, "zipar:images_active": 0.0}
 FLAT = Memory(warm_up_s=60.0, first_mb=1000.0, last_mb=1010.0, slope_mb_per_hour=30.0)
-DIGESTS = {2: "a", 24: "b"}
+DIGESTS = {"window 2": "a", "window 24": "b"}
 
 
 def event(kind: str, picture: str = PICTURE) -> str:
@@ -58,9 +62,12 @@ def holds(**changes: object) -> list[bool]:
 
 def test_the_mix_has_everything_and_is_the_same_for_a_seed():
     draw, again = random.Random("0/1"), random.Random("0/1")
-    orders = [draw_order(draw, [2, 4, 8, 24]) for _ in range(2000)]
-    assert orders == [draw_order(again, [2, 4, 8, 24]) for _ in range(2000)]
-    assert {order.body["zipar"]["window"] for order in orders} == {2, 4, 8, 24}
+    orders = [draw_order(draw, [2, 4, 8, 24], SIZES) for _ in range(2000)]
+    assert orders == [draw_order(again, [2, 4, 8, 24], SIZES) for _ in range(2000)]
+    assert {order.body["size"] for order in orders} == set(SIZES)
+    assert {order.body["zipar"]["adaptive"] for order in orders} == {True, False}
+    assert all(order.body["zipar"]["window"] <= SIZES[order.body["size"]] for order in orders)
+    assert {order.body["zipar"]["window"] for order in orders} == {2, 4, 8, 12, 24}
     assert {order.body.get("stream", False) for order in orders} == {True, False}
     assert {order.body.get("partial_images", 0) for order in orders} == {0, 1, 2, 3}
     assert len({order.body["guidance_scale"] for order in orders}) == 3
@@ -152,7 +159,7 @@ def test_a_bad_run_fails_in_one_place(changes):
 
 
 def test_the_table_says_what_does_not_hold():
-    checks = checks_of(COUNTS, BOOKS, IDLE, FLAT, DIGESTS, {**DIGESTS, 2: "c"}, 0)
+    checks = checks_of(COUNTS, BOOKS, IDLE, FLAT, DIGESTS, {**DIGESTS, "window 2": "c"}, 0)
     report = Report(
         machine="a machine",
         command="a command",
@@ -169,18 +176,31 @@ def test_the_table_says_what_does_not_hold():
     table = make_table(report)
     assert "1.5 minutes under load; requests 10, streaming 5, drawn 6" in table
     assert "1.00 s (p50), 2.00 s (p95)" in table
-    assert "| the same bytes before and after | **no** | differs at window [2] |" in table
+    assert "| the same bytes before and after | **no** | differs: window 2 |" in table
     assert "| no request was lost | yes | 0 of 10 |" in table
     assert "- whole, window 4: status 500" in table
     json.dumps(asdict(report))
 
 
+def test_the_embedded_model_with_more_sizes(tmp_path):
+    model = load_image_model(add_sizes(tmp_path, SIZES))
+    assert {size: grid.columns for size, grid in model.spec.grids.items()} == SIZES
+    for size, grid in model.spec.grids.items():
+        pixels = model.decode(torch.zeros(1, grid.rows, grid.columns, dtype=torch.int64))
+        assert f"{pixels.shape[2]}x{pixels.shape[1]}" == size
+
+
 def test_fixed_pictures_sample_at_temperature_1():
-    bodies = fixed_bodies([2, 24])
-    assert {window: body["zipar"] for window, body in bodies.items()} == {
-        2: {"window": 2},
-        24: {"window": 24},
+    bodies = fixed_bodies([2, 24], {"192x192": 24, "96x192": 12})
+    zipar = {name: body["zipar"] for name, body in bodies.items()}
+    assert zipar == {
+        "192x192, window 2": {"window": 2},
+        "192x192, window 24": {"window": 24},
+        "192x192, window 1 or more": {"window": 1, "adaptive": True},
+        "96x192, window 2": {"window": 2},
+        "96x192, window 1 or more": {"window": 1, "adaptive": True},
     }
+    assert all(name.startswith(body["size"]) for name, body in bodies.items())
     assert {body["temperature"] for body in bodies.values()} == {1.0}
     assert len(digest(json.loads(WHOLE))) == 64
 
