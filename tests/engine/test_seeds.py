@@ -19,8 +19,17 @@ pytestmark = pytest.mark.engine
 PROMPT = [1, 5, 2]
 
 
-def params(seed: int, window: int = 4) -> ImageParams:
-    return ImageParams(rows=8, columns=8, window=window, seed=seed, temperature=1.0, top_k=50)
+def params(seed: int, window: int = 2) -> ImageParams:
+    """Under an adaptive window where the seed is odd."""
+    return ImageParams(
+        rows=8,
+        columns=8,
+        window=window,
+        adaptive=seed % 2 == 1,
+        seed=seed,
+        temperature=1.0,
+        top_k=50,
+    )
 
 
 def test_alone_or_in_a_full_batch(engine: Engine) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from .frontier import NOT_SAMPLED, StepPlan
@@ -87,13 +86,8 @@ class AdaptiveFrontier:
             # stands in for the row's last, which it is once the row is complete.
             source = opening_slot if grid.row_terminator else newest
             inputs[opening_slot] = (source, opening_slot + 1)
-        slots = sorted(inputs)
-        plan = StepPlan(
-            slots=np.array(slots, dtype=np.int32),
-            sources=np.array([inputs[s][0] for s in slots], dtype=np.int32),
-            targets=np.array([inputs[s][1] for s in slots], dtype=np.int32),
-        )
-        return AdaptiveStep(plan, None if opening_slot is None else self._attempt)
+        attempt = None if opening_slot is None else self._attempt
+        return AdaptiveStep(StepPlan.of(inputs), attempt)
 
     def advance(self, kept: bool) -> None:
         """Count the step's tokens.

@@ -8,6 +8,7 @@ Source: ZipAR (arXiv 2412.04062), section 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +38,16 @@ class StepPlan:
     slots: IntArray
     sources: IntArray
     targets: IntArray
+
+    @classmethod
+    def of(cls, inputs: Mapping[int, tuple[int, int]]) -> StepPlan:
+        """A step of some inputs, ``{slot: (source, target)}``."""
+        slots = sorted(inputs)
+        return cls(
+            slots=np.array(slots, dtype=np.int32),
+            sources=np.array([inputs[slot][0] for slot in slots], dtype=np.int32),
+            targets=np.array([inputs[slot][1] for slot in slots], dtype=np.int32),
+        )
 
     @property
     def num_inputs(self) -> int:
@@ -104,12 +115,7 @@ def _plan_step(grid: Grid, window: int, step: int) -> StepPlan:
         elif target != NOT_SAMPLED or row < grid.rows - 1:
             slot = grid.slot(row, column - 1)
             inputs[slot] = (slot, target)
-    slots = sorted(inputs)
-    return StepPlan(
-        slots=np.array(slots, dtype=np.int32),
-        sources=np.array([inputs[s][0] for s in slots], dtype=np.int32),
-        targets=np.array([inputs[s][1] for s in slots], dtype=np.int32),
-    )
+    return StepPlan.of(inputs)
 
 
 def _opening(grid: Grid, window: int, row: int) -> tuple[int, int]:
