@@ -89,18 +89,49 @@ class _Candidate:
         return bool(kept)
 
 
-def _distribution(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float
-) -> torch.Tensor:
-    """Probabilities of ``[count]`` logits."""
-    order = logits.argsort(descending=True)
-    if temperature == 0:
-        return torch.zeros_like(logits).index_fill(0, order[:1], 1.0)
-    order = order[: top_k or None]
-    weights = (logits[order] / temperature).softmax(dim=0)
-    if top_p < 1:
-        weights[weights.cumsum(dim=0) - weights >= top_p] = 0
-    return torch.zeros_like(logits).index_copy(0, order, weights / weights.sum())
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """From logits to a token, or to probabilities, of one place in the picture."""
+
+    guidance_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def guided(self, lanes: list[torch.Tensor]) -> torch.Tensor:
+        """Combine the lanes' logits, ``[count]`` each."""
+        if len(lanes) == 1:
+            return lanes[0]
+        conditional, unconditional = (lane.unsqueeze(0) for lane in lanes)
+        return guide(conditional, unconditional, torch.tensor([self.guidance_scale]))[0]
+
+    def draw(self, logits: torch.Tensor, position: int) -> int:
+        options = (
+            np.array([self.temperature], dtype=np.float32),
+            np.array([self.top_k]),
+            np.array([self.top_p], dtype=np.float32),
+        )
+        code = sample(
+            logits.unsqueeze(0),
+            temperature=torch.from_numpy(options[0]),
+            top_k=torch.from_numpy(options[1]),
+            top_p=torch.from_numpy(options[2]),
+            seeds=torch.tensor([self.seed]),
+            positions=torch.tensor([position]),
+            flags=SamplingFlags.of(*options),
+        )
+        return int(code)
+
+    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
+        order = logits.argsort(descending=True)
+        if self.temperature == 0:
+            return torch.zeros_like(logits).index_fill(0, order[:1], 1.0)
+        order = order[: self.top_k or None]
+        weights = (logits[order] / self.temperature).softmax(dim=0)
+        if self.top_p < 1:
+            weights[weights.cumsum(dim=0) - weights >= self.top_p] = 0
+        return torch.zeros_like(logits).index_copy(0, order, weights / weights.sum())
 
 
 @torch.no_grad()
@@ -137,36 +168,17 @@ def decode_image(
     width, rows = grid.columns, grid.rows
     lanes = [_Lane(model, len(ids)) for ids in (prompt_ids, unconditional_ids) if ids]
 
-    def scored(logits: list[torch.Tensor]) -> torch.Tensor:
-        scores = [lane[start : start + count].unsqueeze(0) for lane in logits]
-        if len(scores) == 1:
-            return scores[0]
-        return guide(scores[0], scores[1], torch.tensor([guidance_scale]))
+    sampling = _Sampling(guidance_scale, temperature, top_k, top_p, seed)
 
-    def draw(logits: list[torch.Tensor], row: int, column: int) -> int:
-        score = scored(logits)
-        options = (
-            np.array([temperature], dtype=np.float32),
-            np.array([top_k]),
-            np.array([top_p], dtype=np.float32),
-        )
-        code = sample(
-            score,
-            temperature=torch.from_numpy(options[0]),
-            top_k=torch.from_numpy(options[1]),
-            top_p=torch.from_numpy(options[2]),
-            seeds=torch.tensor([seed]),
-            positions=torch.tensor([row * width + column]),
-            flags=SamplingFlags.of(*options),
-        )
-        return start + int(code)
+    def guided(logits: list[torch.Tensor]) -> torch.Tensor:
+        return sampling.guided([lane[start : start + count] for lane in logits])
 
     prompts = [list(ids) for ids in (prompt_ids, unconditional_ids) if ids]
     first = [
         lane.feed(ids, list(range(len(ids))))[-1] for lane, ids in zip(lanes, prompts, strict=True)
     ]
     decoded: list[list[int]] = [[] for _ in range(rows)]
-    decoded[0].append(draw(first, 0, 0))
+    decoded[0].append(start + sampling.draw(guided(first), 0))
     closed = [False] * rows  # the row's last token has been fed
     candidate: _Candidate | None = None  # for the next row's first token
     passes = 1
@@ -189,14 +201,14 @@ def decode_image(
             target = inputs[slot][1]
             if target is None:
                 continue
-            scores = [lane[index] for lane in logits]
+            scores = guided([lane[index] for lane in logits])
             if before[target] or not adaptive:
-                decoded[target].append(draw(scores, target, before[target]))
+                code = sampling.draw(scores, target * width + before[target])
+                decoded[target].append(start + code)
                 continue
-            weights = _distribution(scored(scores)[0], temperature, top_k, top_p)
+            weights, kept = sampling.distribution(scores), False
             if candidate is None:
-                token, kept = draw(scores, target, 0) - start, False
-                candidate = _Candidate(token, weights)
+                candidate = _Candidate(sampling.draw(scores, target * width), weights)
             else:
                 kept = candidate.check(weights, seed, target * width)
             if kept or before[target - 1] == width:
