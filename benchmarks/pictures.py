@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,25 @@ TILE, GAP, LABEL, CAPTION = 128, 4, 170, 24
 PER_ROW = 14
 
 
-def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> tuple[Image.Image, float, int]:
-    """One picture, the seconds its tokens took and the steps the engine counted."""
+@dataclass(frozen=True)
+class Picture:
+    """One image.
+
+    Attributes:
+        tokens: Vocabulary ids in raster order, terminators included.
+        steps: Forward passes, as the engine counted them.
+        seconds: Wall time of its tokens.
+        pixels: uint8 ``[H, W, 3]``.
+    """
+
+    tokens: list[int]
+    steps: int
+    seconds: float
+    pixels: torch.Tensor
+
+
+def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> Picture:
+    """Decode one image, alone."""
     ids = model.encode_prompt(prompt)
     unconditional = model.encode_unconditional(None) if params.unconditional_length else []
     tokens = model.spec.tokens
@@ -47,9 +65,14 @@ def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> tuple[Image.
     start = time.perf_counter()
     output = llm.generate([request], [sampling], use_tqdm=False)[0]
     seconds = time.perf_counter() - start
-    codes = [t - tokens.start for t in output.outputs[0].token_ids if t != tokens.row_terminator]
+    drawn = list(output.outputs[0].token_ids)
+    codes = [token - tokens.start for token in drawn if token != tokens.row_terminator]
     pixels = model.decode(torch.tensor(codes).view(1, params.rows, params.columns))[0]
-    return Image.fromarray(pixels.numpy()), seconds, output.kv_transfer_params["zipar_steps"]
+    return Picture(drawn, output.kv_transfer_params["zipar_steps"], seconds, pixels)
+
+
+def image_of(picture: Picture) -> Image.Image:
+    return Image.fromarray(picture.pixels.numpy())
 
 
 def make_params(model: Any, window: int, seed: int) -> ImageParams:
@@ -90,9 +113,10 @@ def main() -> None:
     rows = []
     for window in WINDOWS:
         drawn = [draw(llm, model, p, make_params(model, window, options.seed)) for p in prompts]
-        seconds = statistics.median(d[1] for d in drawn)
+        seconds = statistics.median(picture.seconds for picture in drawn)
         name = "raster" if window == max(WINDOWS) else f"window {window}"
-        rows.append((f"{name}\n{drawn[0][2]} steps\n{seconds:.2f} s", [d[0] for d in drawn]))
+        label = f"{name}\n{drawn[0].steps} steps\n{seconds:.2f} s"
+        rows.append((label, [image_of(picture) for picture in drawn]))
         print(rows[-1][0].replace("\n", ", "))
     compose(rows, list(PROMPTS)).save(options.output)
 
@@ -105,7 +129,7 @@ def compose_concepts(llm: Any, model: Any, options: argparse.Namespace) -> Image
     sheet = Image.new("RGB", (step * PER_ROW, (step + CAPTION // 2) * rows), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(9)
     for index, name in enumerate(names):
-        picture, _, _ = draw(llm, model, f"{options.style} {name}".strip(), params)
+        picture = image_of(draw(llm, model, f"{options.style} {name}".strip(), params))
         x, y = index % PER_ROW * step, index // PER_ROW * (step + CAPTION // 2)
         sheet.paste(picture.resize((TILE // 2, TILE // 2), Image.Resampling.LANCZOS), (x, y))
         pen.text((x + 1, y + TILE // 2), name, fill="black", font=font)

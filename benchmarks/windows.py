@@ -14,7 +14,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,29 +23,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.latency import RESULTS, machine_name
-from benchmarks.pictures import make_params
-from zipar_vllm.config import ImageParams
+from benchmarks.pictures import Picture, draw, make_params
 from zipar_vllm.engine.arguments import engine_arguments
-from zipar_vllm.engine.client import engine_request
 from zipar_vllm.models.demo import DEMO_PATH
 from zipar_vllm.models.registry import load_image_model
 
 WINDOWS = (8, 4, 2, 1)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image.
-
-    Attributes:
-        tokens: Vocabulary ids in raster order, terminators included.
-        steps: Forward passes, as the engine counted them.
-        seconds: Wall time of its tokens.
-    """
-
-    tokens: list[int]
-    steps: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,29 +46,6 @@ class Record:
     psnr_db: float | None
     machine: str
     command: str
-
-
-def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> Picture:
-    """Decode one image, alone."""
-    ids = model.encode_prompt(prompt)
-    unconditional = model.encode_unconditional(None) if params.unconditional_length else []
-    terminated = model.spec.tokens.row_terminator is not None
-    request, sampling = engine_request(ids, unconditional, params, terminated)
-    start = time.perf_counter()
-    output = llm.generate([request], [sampling], use_tqdm=False)[0]
-    seconds = time.perf_counter() - start
-    return Picture(
-        list(output.outputs[0].token_ids), output.kv_transfer_params["zipar_steps"], seconds
-    )
-
-
-def pixels(model: Any, picture: Picture, params: ImageParams) -> torch.Tensor:
-    """float64 ``[H, W, 3]``, 0 to 255."""
-    tokens = model.spec.tokens
-    codes = [t - tokens.start for t in picture.tokens if t != tokens.row_terminator]
-    grid = torch.tensor(codes).view(1, params.rows, params.columns)
-    drawn: torch.Tensor = model.decode(grid)[0]
-    return drawn.double()
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -165,7 +124,7 @@ def main() -> None:
         if options.temperature is not None:
             params = [replace(p, temperature=options.temperature) for p in params]
         pictures = [draw(llm, model, p, q) for p, q in zip(prompts, params, strict=True)]
-        drawn = [pixels(model, p, q) for p, q in zip(pictures, params, strict=True)]
+        drawn = [picture.pixels.double() for picture in pictures]
         scores = [surprise(scorer, model, p, q) for p, q in zip(prompts, pictures, strict=True)]
         ratios = [psnr(one, other) for one, other in zip(drawn, raster, strict=False)]
         raster = raster or drawn

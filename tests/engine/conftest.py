@@ -18,6 +18,7 @@ import torch
 
 from tests.tiny import make_tiny_model
 from zipar_vllm.config import ImageParams
+from zipar_vllm.engine.stats import ImageStats
 from zipar_vllm.models.base import ImageTokens
 from zipar_vllm.models.registry import load_spec
 
@@ -161,3 +162,18 @@ def engine(request: pytest.FixtureRequest, engines: dict[bool, Engine]) -> Itera
     yield engine
     engine.run()
     assert engine.free_blocks == free
+
+
+@pytest.fixture
+def seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[ImageStats]:
+    """The statistics of each step from now on."""
+    seen: list[ImageStats] = []
+    make_stats = engine.scheduler.make_stats
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        stats = make_stats(*args, **kwargs)
+        seen.append(ImageStats.unpack(stats.running_lora_adapters))
+        return stats
+
+    monkeypatch.setattr(engine.scheduler, "make_stats", keep)
+    return seen

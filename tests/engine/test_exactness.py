@@ -17,12 +17,15 @@ from zipar_vllm.config import ImageParams
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.reference import decode_image
 
-from .conftest import Engine
+from .conftest import Engine, Finished
 
 pytestmark = pytest.mark.engine
 
 PROMPT = [1, 7, 12, 9, 2]
 NEGATIVE = [1, 4, 2]
+
+Request = tuple[int, list[int], list[int], ImageParams]
+"""Arrival step, prompt, unconditional prompt, options."""
 
 
 @cache
@@ -84,8 +87,29 @@ def test_sampled(engine: Engine) -> None:
     assert got.tokens == expected(engine, PROMPT, [], params)[0]
 
 
-def mixed_requests() -> list[tuple[int, list[int], list[int], ImageParams]]:
-    """Arrival step, prompts and options of requests that differ in all of them."""
+def run_as_they_arrive(engine: Engine, requests: list[Request]) -> None:
+    """Each request is added at its step; they are called by their place in the list."""
+    for step in range(requests[-1][0] + 1):
+        for index, (arrival, prompt, unconditional, params) in enumerate(requests):
+            if arrival == step:
+                engine.add(str(index), prompt, unconditional, params)
+        engine.step()
+    engine.run()
+
+
+def assert_expected(
+    engine: Engine, requests: list[Request], results: dict[str, Finished], skip: str = ""
+) -> None:
+    for index, (_, prompt, unconditional, params) in enumerate(requests):
+        if str(index) in skip:
+            continue
+        tokens, passes = expected(engine, prompt, unconditional, params)
+        assert results[str(index)].tokens == tokens, f"request {index}: {params}"
+        assert results[str(index)].steps == passes
+
+
+def mixed_requests() -> list[Request]:
+    """Requests that differ in all they can."""
     requests = []
     shapes = [(8, 8), (6, 12), (10, 4), (8, 8), (1, 12), (10, 1), (6, 12), (8, 8)]
     for index, (rows, columns) in enumerate(shapes):
@@ -107,16 +131,8 @@ def mixed_requests() -> list[tuple[int, list[int], list[int], ImageParams]]:
 
 def test_in_a_batch_of_unlike_requests(engine: Engine) -> None:
     requests = mixed_requests()
-    for step in range(requests[-1][0] + 1):
-        for index, (arrival, prompt, unconditional, params) in enumerate(requests):
-            if arrival == step:
-                engine.add(str(index), prompt, unconditional, params)
-        engine.step()
-    engine.run()
-    for index, (_, prompt, unconditional, params) in enumerate(requests):
-        tokens, passes = expected(engine, prompt, unconditional, params)
-        assert engine.outputs[str(index)].tokens == tokens, f"request {index}: {params}"
-        assert engine.outputs[str(index)].steps == passes
+    run_as_they_arrive(engine, requests)
+    assert_expected(engine, requests, engine.outputs)
 
 
 def test_prompt_longer_than_a_step(engine: Engine) -> None:

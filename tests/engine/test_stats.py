@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -36,16 +35,7 @@ def test_a_step_reaches_prometheus() -> None:
 
 
 @pytest.mark.engine
-def test_every_token_is_counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[ImageStats] = []
-    make_stats = engine.scheduler.make_stats
-
-    def keep(*args: Any, **kwargs: Any) -> Any:
-        stats = make_stats(*args, **kwargs)
-        seen.append(ImageStats.unpack(stats.running_lora_adapters))
-        return stats
-
-    monkeypatch.setattr(engine.scheduler, "make_stats", keep)
+def test_every_token_is_counted(engine: Engine, seen: list[ImageStats]) -> None:
     plain = ImageParams(rows=8, columns=8, window=2)
     guided = ImageParams(rows=6, columns=6, window=6, guidance_scale=2.0, unconditional_length=2)
     engine.add("plain", [1, 5, 2], [], plain)
