@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 PROMPT = [1, 5, 2]
 
 
-def params(seed: int, window: int = 2) -> ImageParams:
+def params(seed: int, window: int = 4) -> ImageParams:
     """Under an adaptive window where the seed is odd."""
     return ImageParams(
         rows=8,
