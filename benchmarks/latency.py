@@ -73,6 +73,13 @@ class Run:
     times: Mapping[str, float] | None = None
 
 
+def write_results(folder: Path, name: str, listing: object, table: str) -> None:
+    """Write what was measured as JSON, and its table as Markdown, under one name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(listing, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table)
+
+
 def step_ms(run: Run) -> dict[str, float | None]:
     """Milliseconds a step, by part and in total."""
     times = run.times
@@ -365,10 +372,8 @@ def main() -> None:
             print(make_tables(records))
         return
     records = [record for mode in ("stock", "zipar") for record in run_engine(mode, arguments)]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    listing = json.dumps([asdict(record) for record in records], indent=1)
-    (arguments.output / "latency.json").write_text(listing + "\n")
-    (arguments.output / "latency.md").write_text(make_tables(records))
+    rows = [asdict(record) for record in records]
+    write_results(arguments.output, "latency", rows, make_tables(records))
     print(make_tables(records))
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.latency import RESULTS, machine_name
+from benchmarks.latency import RESULTS, machine_name, write_results
 from benchmarks.serving import (
     DEMO_MODEL,
     Metrics,
@@ -379,10 +379,7 @@ def plot(records: Sequence[Record], folder: Path) -> None:
 
 def write(records: Sequence[Record], folder: Path) -> None:
     """Write the list, the tables and the plots."""
-    folder.mkdir(parents=True, exist_ok=True)
-    listing = json.dumps([asdict(record) for record in records], indent=1)
-    (folder / "load.json").write_text(listing + "\n")
-    (folder / "load.md").write_text(make_tables(records))
+    write_results(folder, "load", [asdict(record) for record in records], make_tables(records))
     plot(records, folder)
 
 

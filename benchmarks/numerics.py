@@ -13,10 +13,9 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.pictures import PROMPTS, make_params
+from benchmarks.pictures import PROMPTS, make_params, request_of
 from zipar_vllm.config import ImageParams
 from zipar_vllm.engine.arguments import engine_arguments
-from zipar_vllm.engine.client import engine_request
 from zipar_vllm.models.demo import DEMO_PATH
 from zipar_vllm.models.registry import load_image_model
 
@@ -57,9 +56,7 @@ def _request(
 ) -> tuple[Any, Any]:
     if temperature is not None:
         params = replace(params, temperature=temperature, top_k=0)
-    unconditional = model.encode_unconditional(None) if params.unconditional_length else []
-    terminated = model.spec.tokens.row_terminator is not None
-    return engine_request(model.encode_prompt(prompt), unconditional, params, terminated)
+    return request_of(model, prompt, params)
 
 
 def _generate(llm: Any, requests: list[tuple[Any, Any]]) -> list[list[int]]:

@@ -54,14 +54,17 @@ class Picture:
     pixels: torch.Tensor
 
 
+def request_of(model: Any, prompt: str, params: ImageParams) -> tuple[Any, Any]:
+    """A prompt as a vLLM request."""
+    unconditional = model.encode_unconditional(None) if params.unconditional_length else []
+    terminated = model.spec.tokens.row_terminator is not None
+    return engine_request(model.encode_prompt(prompt), unconditional, params, terminated)
+
+
 def draw(llm: Any, model: Any, prompt: str, params: ImageParams) -> Picture:
     """Decode one image, alone."""
-    ids = model.encode_prompt(prompt)
-    unconditional = model.encode_unconditional(None) if params.unconditional_length else []
     tokens = model.spec.tokens
-    request, sampling = engine_request(
-        ids, unconditional, params, tokens.row_terminator is not None
-    )
+    request, sampling = request_of(model, prompt, params)
     start = time.perf_counter()
     output = llm.generate([request], [sampling], use_tqdm=False)[0]
     seconds = time.perf_counter() - start

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import RESULTS, machine_name
+from benchmarks.latency import RESULTS, machine_name, write_results
 
 PATH = "/v1/images/generations"
 PROMPTS = ("red apple", "house", "cat face", "sun", "pizza", "rocket", "owl", "a house, nearby")
@@ -35,8 +35,6 @@ SIZES = {"192x192": 24, "192x96": 24, "96x192": 12}
 """Sizes and their columns. The embedded model was trained on the first and draws nonsense in the
 others, but takes as many steps and as much memory as a model that can."""
 TOKEN_PIXELS = 8
-KV_CACHE_BYTES = 1 << 30
-"""As much as the embedded model gets by default."""
 ADAPTIVE_SHARE = 0.25
 LEAVING_SHARE = 0.1
 LEAVING_SECONDS = (0.05, 1.5)
@@ -386,10 +384,11 @@ def soak(arguments: argparse.Namespace) -> Report:
     # Locust's users import this module in an environment that has no prometheus_client of ours.
     from benchmarks.load import percentile
     from benchmarks.serving import client_environment, running_server
+    from server.cli import DEMO_KV_CACHE_BYTES
 
     windows = sorted(window for window in set(arguments.windows) if window <= max(SIZES.values()))
     limits = ["--max-active-images", str(arguments.max_active_images)]
-    limits += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
+    limits += ["--kv-cache-memory-bytes", str(DEMO_KV_CACHE_BYTES)]
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(*limits, model=add_sizes(Path(folder), SIZES)) as server,
@@ -474,10 +473,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments.outcomes = Path(folder) / "outcomes.jsonl"
         report = soak(arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    listing = json.dumps(asdict(report), indent=1)
-    (arguments.output / "soak.json").write_text(listing + "\n")
-    (arguments.output / "soak.md").write_text(make_table(report))
+    write_results(arguments.output, "soak", asdict(report), make_table(report))
     print(make_table(report))
     if not all(check.holds for check in report.checks):
         sys.exit(1)

@@ -10,7 +10,6 @@ against the raster picture of the same prompt and seed.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.latency import RESULTS, machine_name
+from benchmarks.latency import RESULTS, machine_name, write_results
 from benchmarks.pictures import Picture, draw, make_params
 from zipar_vllm.engine.arguments import engine_arguments
 from zipar_vllm.models.demo import DEMO_PATH
@@ -145,10 +144,8 @@ def main() -> None:
             )
         )
         print(records[-1], flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    listing = json.dumps([asdict(record) for record in records], indent=1)
-    (options.output / "windows.json").write_text(listing + "\n")
-    (options.output / "windows.md").write_text(make_table(records))
+    rows = [asdict(record) for record in records]
+    write_results(options.output, "windows", rows, make_table(records))
     print(make_table(records))
 
 

@@ -13,14 +13,12 @@ from zipar_vllm.engine.stats import ImageStats
 
 from .conftest import Engine, Finished
 from .test_exactness import (
-    NEGATIVE,
     PROMPT,
     Request,
-    assert_diverse,
     assert_expected,
-    expected,
     mixed_requests,
     run_as_they_arrive,
+    steps_alone,
 )
 
 pytestmark = pytest.mark.engine
@@ -33,22 +31,8 @@ SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("window", [1, 3])
 def test_alone(engine: Engine, window: int, guidance: float, options: dict[str, Any]) -> None:
-    unconditional = NEGATIVE if guidance != 1.0 else []
-    params = ImageParams(
-        rows=8,
-        columns=8,
-        window=window,
-        adaptive=True,
-        guidance_scale=guidance,
-        unconditional_length=len(unconditional),
-        **options,
-    )
-    got = engine.generate(PROMPT, unconditional, params)
-    tokens, passes = expected(engine, PROMPT, unconditional, params)
-    assert_diverse(tokens)
-    assert got.tokens == tokens
-    assert got.steps == passes
-    assert 8 + 7 * (window + 1) <= passes <= 8 * 8
+    steps = steps_alone(engine, window, guidance, adaptive=True, **options)
+    assert 8 + 7 * (window + 1) <= steps <= 8 * 8
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
