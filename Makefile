@@ -1,8 +1,8 @@
 # Every target works alone on a fresh machine: each needs the stamp, and the stamp fills the venv.
 
 VENV     ?= .venv
-PYTHON   ?= $(shell for python in python3.11 python3.12 python3; do \
-              $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+PYTHON   ?= $(shell for python in python3.11 python3; do \
+              $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
                 2>/dev/null && echo $$python && break; done)
 PLATFORM ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # The CPU builds of torch are not on PyPI; used where the configured index has none.
@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-slow lint lint-deploy types format train bench load soak lock lock-cuda wheel clean
+.PHONY: help setup serve test test-fast lint lint-deploy types format train bench load soak lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ help:  ## this list
 setup: $(STAMP)  ## create and fill .venv: CUDA where there is an NVIDIA GPU, else CPU
 
 $(STAMP): pyproject.toml $(LOCK) requirements/dev.txt
-	@test -n "$(PYTHON)" || { echo 'needed: Python 3.11 or 3.12, or make PYTHON=/path/to/it' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'needed: Python 3.11, or make PYTHON=/path/to/it' >&2; exit 1; }
 	@echo 'installing into $(VENV) from $(LOCK): some minutes the first time'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(PLATFORM),cpu)
@@ -39,11 +39,11 @@ endif
 serve: $(STAMP)  ## the server on port 8000, with the embedded model
 	$(BIN)/zipar serve $(ARGS)
 
-test: $(STAMP)  ## the tests, less those marked slow
+test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(STAMP)  ## all tests, with those that take minutes each
-	$(BIN)/python -m pytest --slow $(ARGS)
+test-fast: $(STAMP)  ## the tests that start no engine and no server: under a minute
+	$(BIN)/python -m pytest -m "not engine and not live" $(ARGS)
 
 lint: $(STAMP) lint-deploy  ## ruff's rules and formatting, and lint-deploy
 	$(BIN)/ruff check .

@@ -53,10 +53,6 @@ class Metrics:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def by_label(self, name: str, label: str) -> dict[str, float]:
-        """The samples' values by one of their labels."""
-        return {s.labels[label]: s.value for s in self._samples if s.name == name}
-
 
 @dataclass(frozen=True)
 class Server:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.version import check_vllm_version
 
-from . import lifecycle
+from . import lifecycle, vllm_server
 from .options import ServerOptions
 
 USAGE = """usage: zipar serve [MODEL] [options]     serve images over HTTP: `vllm serve`'s options,
@@ -54,32 +55,16 @@ def serve(arguments: list[str]) -> None:
         print(USAGE, end="\n\nvLLM's own options:\n\n")
     set_environment()
     try:
+        check_vllm_version()
         arguments = ServerOptions.take_flags(arguments)
-    except ValueError as error:
+    except (RuntimeError, ValueError) as error:
         sys.exit(f"zipar serve: {error}")
     run_vllm(vllm_arguments(arguments))
 
 
 def run_vllm(arguments: list[str]) -> None:
-    """What ``vllm serve`` does, without its command line, which the CPU package cannot start.
-
-    Exits with 1 when the server ended without having been told to: its engine died.
-    """
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.logger import configure_logging_from_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="zipar serve"))
-    options = parser.parse_args(arguments)
-    if problem := contradiction(options):
-        parser.error(problem)
-    configure_logging_from_args(options)
-    command = ServeSubcommand()
-    command.validate(options)
-    command.cmd(options)
+    """Run vLLM's API server; exits with 1 when it ended unasked: its engine died."""
+    vllm_server.run(arguments, contradiction)
     if not lifecycle.told_to_stop():
         sys.exit("zipar serve: the engine died")
 

@@ -11,6 +11,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+from . import vllm_server
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _told_to_stop = False
@@ -30,7 +32,7 @@ async def watch_signals(state: Any) -> None:
     Args:
         state: The application's; vLLM puts its ``server`` there, once it runs.
     """
-    while not (hasattr(state, "server") and state.server.started):
+    while not vllm_server.is_started(state):
         await asyncio.sleep(0.1)
     for number in SIGNALS:
         signal.signal(number, _note)

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from pydantic import ValidationError
 
+from . import vllm_server
 from .access_log import ABANDONED, Entry
 from .errors import APIError, as_api_error, from_validation, invalid, shown
 from .jobs import ImageJob
@@ -152,8 +153,7 @@ async def page() -> Response:
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """The served names, each with what the image model offers."""
-    served = request.app.state.openai_serving_models
-    models = (await served.show_available_models()).model_dump()
+    models = await vllm_server.list_models(request.app.state)
     spec = service_of(request).model.spec
     defaults = spec.defaults
     facts = {
@@ -218,7 +218,7 @@ async def _body(request: Request, service: ImageService) -> ImageGenerationReque
 
 
 def _check_model(request: Request, name: str | None) -> None:
-    served = [path.name for path in request.app.state.openai_serving_models.base_model_paths]
+    served = vllm_server.served_names(request.app.state)
     if name and name not in served:
         message = f"model: got {shown(name)}, served is {' or '.join(served)}"
         raise APIError(404, message, param="model", code="model_not_found")

@@ -15,20 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    skips = {}
-    if not config.getoption("--slow"):
-        skips["slow"] = pytest.mark.skip(reason="takes minutes: give --slow (make test-slow)")
-    if any("gpu" in item.keywords for item in items) and not _has_gpu():
-        skips["gpu"] = pytest.mark.skip(reason="no NVIDIA GPU here")
-    for item in items:
-        for marker, skip in skips.items():
-            if item.get_closest_marker(marker):
-                item.add_marker(skip)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not _has_gpu():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
 
 
 def _has_gpu() -> bool:

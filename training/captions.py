@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Iterable
-from pathlib import Path
 
 from training.concepts import ALIASES, STYLES
 
@@ -97,9 +96,3 @@ def build_tokenizer(concepts: Iterable[str], codes: int) -> object:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     return tokenizer
-
-
-def load_tokenizer(path: Path) -> object:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path))

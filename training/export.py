@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from training.captions import BOS, PAD, UNK, build_tokenizer, text_vocabulary
-from training.concepts import ALIASES, STYLES, all_concepts
+from training.concepts import STYLES, all_concepts
 from training.data import SIZE
 from training.decoder import load_decoder
 from training.masks import COLUMNS, ROWS
@@ -91,7 +91,6 @@ def image_model(known: list[str], tokens: int) -> dict[str, Any]:
         "defaults": DEFAULTS,
         "styles": list(STYLES),
         "concepts": known,
-        "aliases": {name: list(ALIASES[name]) for name in known if name in ALIASES},
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zipar_vllm.version import check_vllm_version
+
 
 def register() -> None:
     """Make sure that this vLLM is one the project supports.
@@ -14,6 +16,4 @@ def register() -> None:
     Raises:
         RuntimeError: an unsupported version of vLLM is installed.
     """
-    from zipar_vllm.engine.vllm_api import check_version
-
-    check_version()
+    check_vllm_version()

@@ -19,7 +19,7 @@ from benchmarks.latency import (
     step_ratio_share,
 )
 
-TIMES = {"prepare": 0.1, "forward": 0.6, "sample": 0.2, "steps": 100, "inputs": 1, "sampled": 1}
+TIMES = {"prepare": 0.1, "forward": 0.6, "sample": 0.2, "steps": 100}
 STOCK = make_record("stock", Setting(None, 1, False), [Run(3.0, 600)], "a machine", "a command")
 ZIPAR = make_record("zipar", Setting(4, 1, False), [Run(1.0, 100, TIMES)], "a machine", "c")
 

@@ -90,14 +90,3 @@ def test_scheduler_output_only_adds_steps() -> None:
 def test_forward_context_takes_metadata_and_slot_mapping() -> None:
     parameters = inspect.signature(vllm_api.set_forward_context).parameters
     assert {"attn_metadata", "vllm_config", "num_tokens", "slot_mapping"} <= set(parameters)
-
-
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu"])
-def test_supported_versions(version: str) -> None:
-    vllm_api.check_version(version)
-
-
-@pytest.mark.parametrize("version", ["0.31.0", "0.33.0", "1.0", "unknown"])
-def test_other_versions_are_refused_with_both_named(version: str) -> None:
-    with pytest.raises(RuntimeError, match=rf"needs vLLM 0\.32\.x, found {version}"):
-        vllm_api.check_version(version)

@@ -54,7 +54,6 @@ def engine_request(
     """
     sampling = SamplingParams(
         max_tokens=params.grid(row_terminator).num_slots,
-        min_tokens=0,
         ignore_eos=True,
         detokenize=False,
         temperature=params.temperature,

@@ -95,7 +95,7 @@ class ImageModelRunner(WorkerContract):
             with self.times.measure("sample"):
                 kept = self._sample(hidden, batch.samples)
                 self._advance(decoding, kept)
-            self.times.count_step(batch.num_inputs, len(batch.samples))
+            self.times.count_step()
         output = self._release(scheduler_output)
         if not self._async:
             return output.get_output()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class StepTimes:
-    """Seconds spent in each part of a step, and what the steps did, since the last reset.
+    """Seconds spent in each part of a step, since the last reset.
 
     On a GPU the parts are what the host spends: kernels run behind it.
     """
@@ -22,8 +22,6 @@ class StepTimes:
         """Start counting afresh."""
         self._seconds = dict.fromkeys(self.PARTS, 0.0)
         self._steps = 0
-        self._inputs = 0
-        self._sampled = 0
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -32,17 +30,10 @@ class StepTimes:
         yield
         self._seconds[part] += time.perf_counter() - start
 
-    def count_step(self, num_inputs: int, num_sampled: int) -> None:
-        """Count a forward pass with its inputs and sampled tokens."""
+    def count_step(self) -> None:
+        """Count a forward pass."""
         self._steps += 1
-        self._inputs += num_inputs
-        self._sampled += num_sampled
 
     def summary(self) -> dict[str, float]:
-        """Totals: ``prepare``, ``forward``, ``sample`` in seconds, and counts."""
-        return {
-            **self._seconds,
-            "steps": self._steps,
-            "inputs": self._inputs,
-            "sampled": self._sampled,
-        }
+        """Totals: ``prepare``, ``forward``, ``sample`` in seconds, and ``steps``."""
+        return {**self._seconds, "steps": self._steps}

@@ -1,21 +1,13 @@
-"""Every unstable vLLM name the project uses, imported in one place and nowhere else.
+"""Every unstable vLLM name the engine uses, imported in one place and nowhere else.
 
 vLLM's engine internals change between minor versions. Whoever moves the project to another
-version changes this file first, then what ``tests/engine/test_contract.py`` reports.
+version changes this file and ``server/vllm_server.py`` first, then what the contract tests report.
 """
 
 from __future__ import annotations
 
-import re
-
-import vllm
 from vllm import SamplingParams
-from vllm.config import (
-    CompilationMode,
-    VllmConfig,
-    get_layers_from_vllm_config,
-    set_current_vllm_config,
-)
+from vllm.config import CompilationMode, VllmConfig, get_layers_from_vllm_config
 from vllm.engine.protocol import EngineClient
 from vllm.forward_context import set_forward_context
 from vllm.inputs import TokensPrompt
@@ -83,22 +75,5 @@ __all__ = [
     "get_layers_from_vllm_config",
     "get_model",
     "register_backend",
-    "set_current_vllm_config",
     "set_forward_context",
 ]
-
-SUPPORTED = "0.32"
-
-
-def check_version(version: str = vllm.__version__) -> None:
-    """Refuse to run on a vLLM this file was not written for.
-
-    Raises:
-        RuntimeError: says which version was found and which is needed.
-    """
-    found = re.match(r"\d+\.\d+", version)
-    if found is None or found.group() != SUPPORTED:
-        raise RuntimeError(f"zipar_vllm needs vLLM {SUPPORTED}.x, found {version}")
-
-
-check_version()
