@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+
 PARTS = ("prepare", "forward", "sample", "overhead")
 PROMPT = "red apple"
 GUIDANCE_SCALE = 2.0
@@ -71,13 +71,6 @@ class Run:
     seconds: float
     steps: int
     times: Mapping[str, float] | None = None
-
-
-def write_results(folder: Path, name: str, listing: object, table: str) -> None:
-    """Write what was measured as JSON, and its table as Markdown, under one name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(listing, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(table)
 
 
 def step_ms(run: Run) -> dict[str, float | None]:
@@ -153,18 +146,18 @@ def _table(records: Sequence[Record]) -> list[str]:
     by_key = {(record.mode, record.window, record.requests): record for record in records}
     head = ["", "steps", "latency at 1, s", *(f"images/s at {n}" for n in counts)]
     head.append("share of the step ratio")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     base = _base(records)
     for mode, window in dict.fromkeys((record.mode, record.window) for record in records):
-        rows = {n: by_key[mode, window, n] for n in counts if (mode, window, n) in by_key}
-        some, single = next(iter(rows.values())), rows.get(1)
+        own = {n: by_key[mode, window, n] for n in counts if (mode, window, n) in by_key}
+        some, single = next(iter(own.values())), own.get(1)
         cells = [_name(some), str(some.steps), f"{single.latency_s_p50:.2f}" if single else ""]
         for n in counts:
-            cells.append(_rate(rows.get(n), by_key.get((*base, n))))
+            cells.append(_rate(own.get(n), by_key.get((*base, n))))
         share = step_ratio_share(single, by_key.get((*base, 1)))
         cells.append(f"{share:.2f}" if share is not None and (mode, window) != base else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def step_ratio_share(record: Record | None, stock: Record | None) -> float | None:
@@ -176,14 +169,13 @@ def step_ratio_share(record: Record | None, stock: Record | None) -> float | Non
 
 def _split(records: Sequence[Record]) -> list[str]:
     names = (*PARTS, "total")
-    lines = ["| | guidance | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 2)]
+    rows = []
     for record in records:
         if record.requests == 1:
             values = [record.step_ms[name] for name in names]
             cells = ["" if value is None else f"{value:.2f}" for value in values]
-            guidance = "on" if record.guidance else "off"
-            lines.append("| " + " | ".join([_name(record), guidance, *cells]) + " |")
-    return lines
+            rows.append([_name(record), "on" if record.guidance else "off", *cells])
+    return markdown_table(["", "guidance", *names], rows)
 
 
 def _memory(records: Sequence[Record]) -> list[str]:
@@ -191,16 +183,6 @@ def _memory(records: Sequence[Record]) -> list[str]:
     names = {"stock": "stock vLLM", "zipar": "ZipAR"}
     cells = [f"{names[mode]} {peak:.0f} MB" for mode, peak in peaks.items()]
     return [f"Peak memory, all processes of an engine: {', '.join(cells)}."]
-
-
-def machine_name() -> str:
-    """The processor and how many cores of it this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def peak_rss_mb() -> float:
@@ -227,9 +209,9 @@ def stock_engine(path: Path, eager: bool) -> Callable[[Setting], Run]:
 
     model = load_image_model(path)
     grid = next(iter(model.spec.grids.values()))
-    prompt = TokensPrompt(prompt_token_ids=model.encode_prompt(PROMPT))
+    prompt = TokensPrompt(prompt_token_ids=model.prompts(PROMPT, None, grid, False).conditional)
     sampling = SamplingParams(
-        temperature=0.0, max_tokens=grid.num_slots, ignore_eos=True, detokenize=False
+        temperature=0.0, max_tokens=grid.num_positions, ignore_eos=True, detokenize=False
     )
     llm = LLM(str(path), **ENGINE, enforce_eager=eager)
 
@@ -237,45 +219,33 @@ def stock_engine(path: Path, eager: bool) -> Callable[[Setting], Run]:
         start = time.perf_counter()
         outputs = llm.generate([prompt] * setting.requests, sampling, use_tqdm=False)
         seconds = time.perf_counter() - start
-        if any(len(output.outputs[0].token_ids) != grid.num_slots for output in outputs):
+        if any(len(output.outputs[0].token_ids) != grid.num_positions for output in outputs):
             raise RuntimeError("stock vLLM returned too few tokens")
-        return Run(seconds, grid.num_slots)
+        return Run(seconds, grid.num_positions)
 
     return run
 
 
 def zipar_engine(path: Path, eager: bool) -> Callable[[Setting], Run]:
     """Our engine, as the server starts it."""
-    from vllm import LLM
+    from zipar_vllm import ImageLLM
 
-    from zipar_vllm.config import ImageParams
-    from zipar_vllm.engine.arguments import engine_arguments
-    from zipar_vllm.engine.client import engine_request
-    from zipar_vllm.models.registry import load_image_model
-
-    model = load_image_model(path)
-    grid = next(iter(model.spec.grids.values()))
-    llm = LLM(**ENGINE | engine_arguments(path), enforce_eager=eager)
+    llm = ImageLLM(path, **ENGINE, enforce_eager=eager)
+    columns = next(iter(llm.model.spec.grids.values())).columns
 
     def run(setting: Setting) -> Run:
-        unconditional = model.encode_unconditional(None) if setting.guidance else []
-        params = ImageParams(
-            rows=grid.rows,
-            columns=grid.columns,
-            window=setting.window or grid.columns,
-            unconditional_length=len(unconditional),
+        images = llm.prepare(
+            [PROMPT] * setting.requests,
+            seed=0,
+            window=setting.window or columns,
             guidance_scale=GUIDANCE_SCALE if setting.guidance else 1.0,
             temperature=0.0,
         )
-        prompt, sampling = engine_request(
-            model.encode_prompt(PROMPT), unconditional, params, grid.row_terminator
-        )
-        llm.collective_rpc("step_times")
+        llm.llm.collective_rpc("step_times")
         start = time.perf_counter()
-        outputs = llm.generate([prompt] * setting.requests, sampling, use_tqdm=False)
+        decoded = llm.decode(images)
         seconds = time.perf_counter() - start
-        steps = outputs[0].kv_transfer_params["zipar_steps"]
-        return Run(seconds, steps, llm.collective_rpc("step_times")[0])
+        return Run(seconds, decoded[0].steps, llm.llm.collective_rpc("step_times")[0])
 
     return run
 
@@ -354,8 +324,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if arguments.quick:
         arguments.windows, arguments.requests, arguments.repeats = [4], [1], 1
     if arguments.command is None:
-        given = sys.argv[1:] if words is None else words
-        arguments.command = " ".join(["python -m benchmarks.latency", *given])
+        arguments.command = command_line("benchmarks.latency", words)
     return arguments
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.latency import RESULTS, machine_name, write_results
+from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
 from benchmarks.serving import (
     DEMO_MODEL,
     Metrics,
@@ -312,7 +312,7 @@ def _table(records: Sequence[Record], streaming: bool) -> list[str]:
     head += ["first partial p50", "p95"] if streaming else []
     head += ["errors", "goodput, images/s"]
     base = {r.concurrency: r for r in records if r.order == "raster"}
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for record in records:
         rate = f"{record.images_per_s:.3f}"
         raster = base.get(record.concurrency)
@@ -325,8 +325,8 @@ def _table(records: Sequence[Record], streaming: bool) -> list[str]:
         cells += ["" if value is None else f"{value:.2f}" for value in times]
         cells.append(f"{100 * record.error_rate:g} %")
         cells.append(f"{record.goodput_per_s:.3f} ({100 * record.goodput_share:.0f} %)")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def draw(records: Sequence[Record], name: str) -> Figure:
@@ -404,8 +404,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     arguments.concurrency = arguments.concurrency or ([1, 4] if arguments.quick else [1, 4, 16, 64])
     arguments.requests = arguments.requests or (4 if arguments.quick else 64)
-    given = sys.argv[1:] if words is None else words
-    arguments.command = " ".join(["python -m benchmarks.load", *given])
+    arguments.command = command_line("benchmarks.load", words)
     return arguments
 
 

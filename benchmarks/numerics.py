@@ -10,59 +10,36 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
-from typing import Any
 
-from benchmarks.pictures import PROMPTS, make_params, request_of
-from zipar_vllm.config import ImageParams
-from zipar_vllm.engine.arguments import engine_arguments
-from zipar_vllm.models.demo import DEMO_PATH
-from zipar_vllm.models.registry import load_image_model
+from benchmarks.pictures import PROMPTS
+from zipar_vllm import ImageLLM
 
 BATCH = 16
 WINDOWS = (4, 8, 24)
 
 
 def main() -> None:
-    from vllm import LLM
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--temperature", type=float, help="over all tokens; default: the model's")
     options = parser.parse_args()
-    model = load_image_model(DEMO_PATH)
-    llm = LLM(**engine_arguments(DEMO_PATH), dtype=options.dtype, kv_cache_memory_bytes=1 << 30)
-    requests = [
-        _request(
-            model,
-            PROMPTS[seed % len(PROMPTS)],
-            make_params(model, WINDOWS[seed % 3], seed),
-            options.temperature,
-        )
-        for seed in range(BATCH)
-    ]
-    alone = [_generate(llm, [request])[0] for request in requests]
-    again = [_generate(llm, [request])[0] for request in requests]
-    together = _generate(llm, requests)
+    wishes = {}
+    if options.temperature is not None:
+        wishes = {"temperature": options.temperature, "top_k": 0}
+    with ImageLLM(dtype=options.dtype, kv_cache_memory_bytes=1 << 30) as llm:
+        images = [
+            llm.prepare(
+                [PROMPTS[seed % len(PROMPTS)]], seed=seed, window=WINDOWS[seed % 3], **wishes
+            )[0]
+            for seed in range(BATCH)
+        ]
+        alone, again = ([llm.decode([i])[0].tokens for i in images] for _ in range(2))
+        together = [decoded.tokens for decoded in llm.decode(images)]
     invariant = os.environ.get("VLLM_BATCH_INVARIANT", "0")
-    temperature = requests[0][1].temperature
+    temperature = images[0].params.temperature
     print(f"{BATCH} images, temperature {temperature}, {options.dtype}, invariant {invariant}")
     print(f"alone, twice: {_differing(alone, again)}")
     print(f"alone and in a batch: {_differing(alone, together)}")
-
-
-def _request(
-    model: Any, prompt: str, params: ImageParams, temperature: float | None
-) -> tuple[Any, Any]:
-    if temperature is not None:
-        params = replace(params, temperature=temperature, top_k=0)
-    return request_of(model, prompt, params)
-
-
-def _generate(llm: Any, requests: list[tuple[Any, Any]]) -> list[list[int]]:
-    prompts, sampling = map(list, zip(*requests, strict=True))
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def _differing(first: list[list[int]], second: list[list[int]]) -> str:

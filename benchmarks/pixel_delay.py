@@ -2,7 +2,7 @@
 
 python -m benchmarks.pixel_delay
 
-Images are decoded together, and each is drawn three times on the way; in every second run a drawing
+Images are decoded together, and each is rendered three times on the way; in every second run that
 takes half a second more, as a large pixel decoder on a busy device would. The engine's steps should
 not notice.
 """
@@ -12,22 +12,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from typing import Any
 
 import torch
 
-from benchmarks.latency import RESULTS, machine_name
-from server.jobs import ImageJob, prepare_job
+from benchmarks.report import RESULTS, command_line, machine_name
 from server.options import ServerOptions
-from server.schemas import ImageGenerationRequest
+from server.prepare import PreparedRequest, parse_request
 from server.service import ImageService
 from server.streaming import PartialSchedule
 from zipar_vllm.engine.arguments import engine_arguments
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models.demo import DEMO_PATH
 from zipar_vllm.models.registry import load_image_model
+from zipar_vllm.prepare import PreparedImage
 
 SLOW_SECONDS = 0.5
 PARTIAL_IMAGES = 3
@@ -49,16 +48,16 @@ class SlowModel:
         return self._model.decode(codes)
 
 
-async def measure(engine: Any, service: ImageService, job: ImageJob, images: int) -> float:
-    """Milliseconds a step while ``images`` are decoded together and partial pictures drawn."""
+async def measure(engine: Any, service: ImageService, request: PreparedRequest) -> float:
+    """Milliseconds per step while the images are decoded together and partial ones rendered."""
     await engine.collective_rpc("step_times")
 
-    async def one(index: int) -> None:
-        schedule = PartialSchedule(PARTIAL_IMAGES, job.grid.rows)
-        async for _ in service.pictures(job, index, wants_partial=schedule):
+    async def one(image: PreparedImage) -> None:
+        schedule = PartialSchedule(PARTIAL_IMAGES, image.grid.rows)
+        async for _ in service.stream(image, request, wants_partial=schedule):
             pass
 
-    await asyncio.gather(*(one(index) for index in range(images)))
+    await asyncio.gather(*map(one, request.images))
     times = (await engine.collective_rpc("step_times"))[0]
     return float(round(1e3 * sum(times[name] for name in PARTS) / times["steps"], 3))
 
@@ -71,15 +70,16 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         AsyncEngineArgs(**engine_arguments(DEMO_PATH), kv_cache_memory_bytes=256 << 20)
     )
     service = ImageService(ImageClient(engine, model.spec), model, ServerOptions())
-    job = prepare_job(ImageGenerationRequest(prompt="house", seed=1), model, has_storage=False)
-    command = " ".join(["python -m benchmarks.pixel_delay", *sys.argv[1:]])
+    body = {"prompt": "house", "seed": 1, "n": options.images}
+    request = service.prepare(parse_request(body))
+    command = command_line("benchmarks.pixel_delay")
     result: dict[str, Any] = {"machine": machine_name(), "command": command}
     try:
-        await measure(engine, service, job, options.images)  # warm-up
+        await measure(engine, service, request)  # warm-up
         for repeat in range(options.repeats):
             for name, delay in (("fast", 0.0), ("slow", SLOW_SECONDS)):
                 model.delay = delay
-                got = await measure(engine, service, job, options.images)
+                got = await measure(engine, service, request)
                 result.setdefault(f"step_ms_{name}", []).append(got)
                 print(repeat, name, got, flush=True)
     finally:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import RESULTS, machine_name, write_results
+from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
 
 PATH = "/v1/images/generations"
 PROMPTS = ("red apple", "house", "cat face", "sun", "pizza", "rocket", "owl", "a house, nearby")
@@ -272,9 +272,10 @@ def make_table(report: Report) -> str:
     if report.drawn_s_p50 is not None and report.drawn_s_p95 is not None:
         times = f"{report.drawn_s_p50:.2f} s (p50), {report.drawn_s_p95:.2f} s (p95)"
         lines += [f"A drawn picture took {times}.", ""]
-    lines += ["| | holds | seen |", "| --- | --- | --- |"]
-    for check in report.checks:
-        lines.append(f"| {check.name} | {'yes' if check.holds else '**no**'} | {check.seen} |")
+    lines += markdown_table(
+        ["", "holds", "seen"],
+        [[check.name, "yes" if check.holds else "**no**", check.seen] for check in report.checks],
+    )
     if report.lost:
         lines += ["", "Lost:", "", *(f"- {text}" for text in report.lost)]
     return "\n".join(lines) + "\n"
@@ -374,8 +375,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     arguments.minutes = arguments.minutes or (1.0 if arguments.quick else 20.0)
     arguments.burst_seconds = arguments.burst_seconds or (10.0 if arguments.quick else 30.0)
-    given = sys.argv[1:] if words is None else words
-    arguments.command = " ".join(["python -m benchmarks.soak", *given])
+    arguments.command = command_line("benchmarks.soak", words)
     return arguments
 
 
@@ -384,7 +384,7 @@ def soak(arguments: argparse.Namespace) -> Report:
     # Locust's users import this module in an environment that has no prometheus_client of ours.
     from benchmarks.load import percentile
     from benchmarks.serving import client_environment, running_server
-    from server.cli import DEMO_KV_CACHE_BYTES
+    from server.cli.serve import DEMO_KV_CACHE_BYTES
 
     windows = sorted(window for window in set(arguments.windows) if window <= max(SIZES.values()))
     limits = ["--max-active-images", str(arguments.max_active_images)]

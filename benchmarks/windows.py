@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.windows`` draws everything the embedded model knows, one image at a time, and
 writes ``benchmarks/results/windows.json`` and ``windows.md``. Two figures judge the pictures beside
-the eye. *Surprise* is the model's own: nats a token that it gives the finished picture in raster
-order, where it sees every token before; a picture with broken shapes surprises it. *PSNR* is
-against the raster picture of the same prompt and seed.
+the eye. The *NLL* is the model's own: nats per token of the finished picture in raster order, where
+each token is predicted from all before it; broken shapes are unlikely. *PSNR* is against the raster
+picture of the same prompt and seed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.latency import RESULTS, machine_name, write_results
-from benchmarks.pictures import Picture, draw, make_params
-from zipar_vllm.engine.arguments import engine_arguments
+from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from zipar_vllm import GeneratedImage, ImageLLM
+from zipar_vllm.models.base import ImageModel
 from zipar_vllm.models.demo import DEMO_PATH
-from zipar_vllm.models.registry import load_image_model
 
 WINDOWS = (8, 4, 2, 1)
 
@@ -41,7 +40,7 @@ class Record:
     steps_min: int
     steps_max: int
     seconds_p50: float
-    surprise_nats: float
+    nll_nats: float
     psnr_db: float | None
     machine: str
     command: str
@@ -54,15 +53,20 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def surprise(scorer: Any, model: Any, prompt: str, picture: Picture) -> float:
-    """Mean nats of a picture's drawn tokens, each predicted from all before it in raster order."""
-    ids = model.encode_prompt(prompt)
-    tokens = model.spec.tokens
-    logits = scorer(torch.tensor([[*ids, *picture.tokens]])).logits[0, len(ids) - 1 : -1]
-    targets = torch.tensor(picture.tokens)
-    sampled = targets != (-1 if tokens.row_terminator is None else tokens.row_terminator)
-    logits = logits[sampled][:, tokens.start : tokens.stop].float()
-    return float(cross_entropy(logits, targets[sampled] - tokens.start))
+def nll(scorer: Any, model: ImageModel, result: GeneratedImage) -> float:
+    """Mean nats of a picture's sampled tokens, each predicted from all before it."""
+    grid = next(iter(model.spec.grids.values()))
+    ids = model.prompts(result.prompt, None, grid, False).conditional
+    vocabulary = model.spec.vocabulary
+    logits = scorer(torch.tensor([[*ids, *result.tokens]])).logits[0, len(ids) - 1 : -1]
+    targets = torch.tensor(result.tokens)
+    sampled = targets != (-1 if vocabulary.row_terminator is None else vocabulary.row_terminator)
+    logits = vocabulary.select(logits[sampled]).float()
+    return float(cross_entropy(logits, vocabulary.codes(targets[sampled])))
+
+
+def pixels(result: GeneratedImage) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(result.image).astype(np.float64))
 
 
 def make_table(records: Sequence[Record]) -> str:
@@ -71,15 +75,14 @@ def make_table(records: Sequence[Record]) -> str:
     lines = [
         "# Windows",
         "",
-        f"{first.machine}; `{first.command}`; {first.pictures} pictures a line, one at a time",
+        f"{first.machine}; `{first.command}`; {first.pictures} pictures per line, one at a time",
         "",
         "Passes are means, with the fewest and the most; seconds are of the tokens, median. "
-        "Surprise is the model's own, in nats a token in raster order; PSNR is against the raster "
+        "NLL is the model's own, in nats per token in raster order; PSNR is against the raster "
         "picture of the same prompt and seed.",
         "",
-        "| window | forward passes | seconds | surprise | PSNR, dB |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for record in records:
         name = f"{record.window} or more" if record.adaptive else str(record.window)
         if record.psnr_db is None:
@@ -87,15 +90,14 @@ def make_table(records: Sequence[Record]) -> str:
         cells = [name, f"{record.steps:.0f}"]
         if record.steps_min < record.steps_max:
             cells[-1] += f" ({record.steps_min} to {record.steps_max})"
-        cells += [f"{record.seconds_p50:.2f}", f"{record.surprise_nats:.3f}"]
-        cells += ["" if record.psnr_db is None else f"{record.psnr_db:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells += [f"{record.seconds_p50:.2f}", f"{record.nll_nats:.3f}"]
+        rows.append([*cells, "" if record.psnr_db is None else f"{record.psnr_db:.1f}"])
+    head = ["window", "forward passes", "seconds", "NLL", "PSNR, dB"]
+    return "\n".join([*lines, *markdown_table(head, rows)]) + "\n"
 
 
 def main() -> None:
     from transformers import AutoModelForCausalLM
-    from vllm import LLM
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.windows", description=__doc__)
     parser.add_argument("--windows", type=int, nargs="+", default=list(WINDOWS))
@@ -104,48 +106,52 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, help="default: the model's")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
-    model = load_image_model(DEMO_PATH)
     scorer = AutoModelForCausalLM.from_pretrained(DEMO_PATH, dtype=torch.float32).eval()
-    llm = LLM(**engine_arguments(DEMO_PATH), kv_cache_memory_bytes=256 << 20)
-    prompts = model.spec.details["concepts"][: options.pictures]
-    columns = next(iter(model.spec.grids.values())).columns
-    draw(llm, model, prompts[0], make_params(model, 1, 0))  # warm-up
+    llm = ImageLLM()
+    prompts = llm.model.spec.details["concepts"][: options.pictures]
+    columns = next(iter(llm.model.spec.grids.values())).columns
+    llm.generate(prompts[0], window=1, progress=False)  # warm-up
 
     records: list[Record] = []
     raster: list[torch.Tensor] = []
     settings = [(columns, False)]
     settings += [(window, adaptive) for window in options.windows for adaptive in (False, True)]
+    wishes = {} if options.temperature is None else {"temperature": options.temperature}
     for window, adaptive in settings:
-        params = [
-            replace(make_params(model, window, options.seed + index), adaptive=adaptive)
-            for index in range(len(prompts))
+        results = [
+            llm.generate(
+                prompt,
+                window=window,
+                adaptive=adaptive,
+                seed=options.seed + index,
+                progress=False,
+                **wishes,
+            )[0]
+            for index, prompt in enumerate(prompts)
         ]
-        if options.temperature is not None:
-            params = [replace(p, temperature=options.temperature) for p in params]
-        pictures = [draw(llm, model, p, q) for p, q in zip(prompts, params, strict=True)]
-        drawn = [picture.pixels.double() for picture in pictures]
-        scores = [surprise(scorer, model, p, q) for p, q in zip(prompts, pictures, strict=True)]
+        drawn = [pixels(result) for result in results]
         ratios = [psnr(one, other) for one, other in zip(drawn, raster, strict=False)]
         raster = raster or drawn
-        steps = [picture.steps for picture in pictures]
+        steps = [result.steps for result in results]
         records.append(
             Record(
                 window=window,
                 adaptive=adaptive,
-                pictures=len(pictures),
+                pictures=len(results),
                 steps=round(statistics.mean(steps), 1),
                 steps_min=min(steps),
                 steps_max=max(steps),
-                seconds_p50=round(statistics.median(p.seconds for p in pictures), 4),
-                surprise_nats=round(statistics.mean(scores), 4),
+                seconds_p50=round(statistics.median(r.seconds for r in results), 4),
+                nll_nats=round(statistics.mean(nll(scorer, llm.model, r) for r in results), 4),
                 psnr_db=round(statistics.mean(ratios), 2) if ratios else None,
                 machine=machine_name(),
-                command=" ".join(["python -m benchmarks.windows", *sys.argv[1:]]),
+                command=command_line("benchmarks.windows"),
             )
         )
         print(records[-1], flush=True)
-    rows = [asdict(record) for record in records]
-    write_results(options.output, "windows", rows, make_table(records))
+    llm.close()
+    listing = [asdict(record) for record in records]
+    write_results(options.output, "windows", listing, make_table(records))
     print(make_table(records))
 
 

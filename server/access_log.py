@@ -1,13 +1,15 @@
-"""The access log: one line an image request, beside vLLM's own logging."""
+"""The access log: one line per image request, beside vLLM's own logging."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from .jobs import ImageJob
+from .prepare import PreparedRequest
 
 logger = logging.getLogger("zipar.access")
 
@@ -26,34 +28,46 @@ def configure() -> None:
 
 
 @dataclass(slots=True)
-class Entry:
-    """A line in the making.
+class AccessRecord:
+    """What is known of a request so far.
 
     Attributes:
         request_id: As the client knows it.
-        job: What was asked for, once that is understood.
+        request: What was asked for, once that is understood.
         status: HTTP status, or that of an error told inside a stream.
         steps: Forward passes of the slowest image.
         start: When the request came, on the monotonic clock.
     """
 
     request_id: str
-    job: ImageJob | None = None
+    request: PreparedRequest | None = None
     status: int = ABANDONED
     steps: int | None = None
     start: float = field(default_factory=time.monotonic)
 
-    def write(self) -> None:
-        """Log the request as answered now."""
-        job = self.job
-        logger.info(
-            "id=%s status=%d n=%s size=%s window=%s adaptive=%s steps=%s ms=%.0f",
-            self.request_id,
-            self.status,
-            job.count if job else "-",
-            job.size if job else "-",
-            job.params.window if job else "-",
-            str(job.params.adaptive).lower() if job else "-",
-            "-" if self.steps is None else self.steps,
-            (time.monotonic() - self.start) * 1000,
-        )
+    def line(self) -> str:
+        """The record as it is logged; what is not known is ``-``."""
+        request = self.request
+        params = request.images[0].params if request else None
+        values = {
+            "id": self.request_id,
+            "status": self.status,
+            "n": len(request.images) if request else None,
+            "size": request.size if request else None,
+            "window": params.window if params else None,
+            "policy": params.policy if params else None,
+            "steps": self.steps,
+            "ms": f"{(time.monotonic() - self.start) * 1000:.0f}",
+        }
+        known = {name: "-" if value is None else value for name, value in values.items()}
+        return " ".join(f"{name}={value}" for name, value in known.items())
+
+
+@contextmanager
+def access_record(request_id: str) -> Iterator[AccessRecord]:
+    """Log a request once the block is left."""
+    record = AccessRecord(request_id)
+    try:
+        yield record
+    finally:
+        logger.info("%s", record.line())

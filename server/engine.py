@@ -5,34 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from zipar_vllm.config import ImageParams
-
-
-class Progress(Protocol):
-    """The picture so far; see :class:`zipar_vllm.engine.client.ImageProgress`."""
-
-    @property
-    def codes(self) -> list[int]: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def finished(self) -> bool: ...
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def queue_seconds(self) -> float | None: ...
+from zipar_vllm.prepare import PreparedImage
+from zipar_vllm.progress import ImageProgress
 
 
 class ImageEngine(Protocol):
     """Decodes images; closing a stream early frees whatever the image held."""
 
     def generate(
-        self,
-        request_id: str,
-        prompt_ids: list[int],
-        unconditional_ids: list[int],
-        params: ImageParams,
-    ) -> AsyncGenerator[Progress, None]:
+        self, request_id: str, image: PreparedImage
+    ) -> AsyncGenerator[ImageProgress, None]:
         """Yield the picture each time more of its rows are complete.
 
         Raises:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+
+from zipar_vllm.errors import EngineUnavailableError, ImageTooLargeError, InvalidOptionError
+from zipar_vllm.params import PolicyOptions
 
 logger = logging.getLogger(__name__)
 
-ALIASES = {"cfg_scale": "guidance_scale"}
-"""Other names of fields, which a JSON schema has no place for."""
-
-MAX_SHOWN = 80
-"""Characters of a bad value that an error message repeats."""
+RETRY_SECONDS = 1
+"""What clients of a server that is full or stops are asked to wait: about an image's time."""
 
 
 class APIError(Exception):
@@ -63,69 +61,50 @@ class APIError(Exception):
         return JSONResponse(self.body(), status_code=self.status, headers=headers)
 
 
+class DeadlineError(Exception):
+    """An image took longer than it may.
+
+    Args:
+        seconds: What it was allowed.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the image took more than {seconds:g} s")
+
+
 def invalid(param: str, got: object, allowed: str) -> APIError:
     """A 400 that names the field, what came and what is allowed."""
-    return APIError(
-        400, f"{param}: got {shown(got)}, allowed is {allowed}", param=param, code="invalid_value"
-    )
+    return as_api_error(InvalidOptionError.of(param, got, allowed))
+
+
+def overloaded(message: str) -> APIError:
+    """A 503 of a server that is full."""
+    return APIError(503, message, code="overloaded", retry_after=RETRY_SECONDS)
+
+
+def stopping() -> APIError:
+    """A 503 of a server that shuts down."""
+    message = "the server is shutting down"
+    return APIError(503, message, code="unavailable", retry_after=RETRY_SECONDS)
 
 
 def as_api_error(error: Exception) -> APIError:
-    """What the client is told of any failure; of an unforeseen one the log has the details."""
-    if isinstance(error, APIError):
-        return error
+    """Map any exception to the error sent to the client: the one table of them.
+
+    Unexpected ones are logged and become a 500, whose message tells nothing of the server.
+    """
+    match error:
+        case APIError():
+            return error
+        case InvalidOptionError():
+            nested = error.field in PolicyOptions.model_fields
+            param = f"zipar.{error.field}" if nested else error.field
+            return APIError(400, f"{param}: {error.problem}", param=param, code=error.code)
+        case ImageTooLargeError():
+            return APIError(400, str(error), param="size", code="image_too_large")
+        case DeadlineError():
+            return APIError(504, str(error), code="deadline_exceeded")
+        case EngineUnavailableError(dead=False):
+            return stopping()
     logger.error("image request failed", exc_info=error)
     return APIError(500, "the image could not be generated", code="internal_error")
-
-
-def from_validation(error: ValidationError, schema: Mapping[str, Any]) -> APIError:
-    """The first complaint of pydantic, as a 400.
-
-    Args:
-        error: What pydantic found.
-        schema: JSON schema of the body, which knows what each field allows.
-    """
-    first = error.errors(include_url=False)[0]
-    names = [str(part) for part in first["loc"]]
-    param = ".".join(names) or "body"
-    if first["type"] == "missing":
-        return APIError(400, f"{param}: missing, it is required", param=param, code="missing")
-    return invalid(param, first["input"], _allowed(names, schema) or first["msg"])
-
-
-def _allowed(names: list[str], schema: Mapping[str, Any]) -> str | None:
-    """What a field allows, in words, from its JSON schema."""
-    for name in names:
-        schema = _without_null(schema.get("properties", {}).get(ALIASES.get(name, name), {}))
-    parts = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "string": "a text",
-        "object": "an object",
-    }
-    if "enum" in schema:
-        return " or ".join(str(value) for value in schema["enum"])
-    words = parts.get(str(schema.get("type")))
-    low = schema.get("minimum", schema.get("minLength"))
-    high = schema.get("maximum", schema.get("maxLength"))
-    if "exclusiveMinimum" in schema:
-        return f"{words} above {schema['exclusiveMinimum']:g} and up to {high:g}"
-    if words and high is not None:
-        unit = " characters" if schema.get("type") == "string" else ""
-        return f"{words}, {low or 0} to {high}{unit}"
-    return words
-
-
-def _without_null(field: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A field's schema without the null that every optional field allows."""
-    choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
-    return choices[0] if choices else {}
-
-
-def shown(value: object) -> str:
-    """A bad value as an error message repeats it: short, whatever came."""
-    if isinstance(value, str) and len(value) > MAX_SHOWN:
-        return f"a text of {len(value)} characters"
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _told_to_stop = False
 
 
-def told_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether a signal asked this process to stop since :func:`watch_signals` ran."""
     return _told_to_stop
 

@@ -27,8 +27,8 @@ _WORDS = {
 }
 
 
-class RequestFrame:
-    """ASGI middleware; a client's request id is kept, and drawn where it sent none that can be."""
+class RequestIdMiddleware:
+    """ASGI middleware: keeps the client's ``X-Request-Id`` if it is valid, else makes one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -81,7 +81,7 @@ def _is_envelope(body: bytes) -> bool:
 
 
 def request_id_of(request: Request) -> str:
-    """The request's id, with or without :class:`RequestFrame` around the route."""
+    """The request's id, with or without :class:`RequestIdMiddleware` around the route."""
     known: str | None = getattr(request.state, "request_id", None)
     return known or _valid_or_new(request.headers.get(HEADER))
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "ZIPAR_"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
-    """Limits and places.
+class ServerOptions(BaseSettings):
+    """Limits and places; each is also a variable ``ZIPAR_...``.
 
     Attributes:
         max_active_images: Images accepted at a time, waiting ones included; more get a 503.
@@ -25,49 +26,36 @@ class ServerOptions:
         storage_seconds: Time a stored picture is served for.
     """
 
-    max_active_images: int = 256
-    image_timeout: float = 0.0
-    max_body_bytes: int = 1 << 20
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    max_active_images: Annotated[int, Field(gt=0)] = 256
+    image_timeout: Annotated[float, Field(ge=0)] = 0.0
+    max_body_bytes: Annotated[int, Field(gt=0)] = 1 << 20
     storage_dir: str = ""
-    storage_seconds: float = 3600.0
+    storage_seconds: Annotated[float, Field(gt=0)] = 3600.0
 
-    def __post_init__(self) -> None:
-        for name in ("max_active_images", "max_body_bytes", "storage_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, allowed is more than 0")
-        if self.image_timeout < 0:
-            raise ValueError(f"image_timeout: got {self.image_timeout}, allowed is 0 or more")
 
-    @classmethod
-    def from_environment(cls) -> ServerOptions:
-        """Read ``ZIPAR_...`` variables; what is not set keeps its default.
+def flag_of(name: str) -> str:
+    """The command line's name of an option."""
+    return "--" + name.replace("_", "-")
 
-        Raises:
-            ValueError: a variable does not hold a number where one is needed.
-        """
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            text = os.environ.get(PREFIX + field.name.upper())
-            if text is None:
-                continue
-            try:
-                convert: Any = type(field.default)
-                values[field.name] = convert(text)
-            except ValueError:
-                raise ValueError(
-                    f"{PREFIX}{field.name.upper()}: got {text!r}, allowed is a number"
-                ) from None
-        return cls(**values)
 
-    @staticmethod
-    def take_flags(arguments: list[str]) -> list[str]:
-        """Put ``--max-active-images`` and the like into the environment; return the rest."""
-        parser = argparse.ArgumentParser(prog="zipar serve", add_help=False, allow_abbrev=False)
-        for field in fields(ServerOptions):
-            flag = "--" + field.name.replace("_", "-")
-            parser.add_argument(flag, type=type(field.default), dest=field.name)
-        known, rest = parser.parse_known_args(arguments)
-        for name, value in vars(known).items():
-            if value is not None:
-                os.environ[PREFIX + name.upper()] = str(value)
-        return rest
+def take_flags(arguments: list[str]) -> list[str]:
+    """Put ``--max-active-images`` and the like into the environment; return the other arguments.
+
+    Raises:
+        ValueError: an option, given here or in the environment, is none of those allowed.
+    """
+    parser = argparse.ArgumentParser(prog="zipar serve", add_help=False, allow_abbrev=False)
+    for name in ServerOptions.model_fields:
+        parser.add_argument(flag_of(name), dest=name)
+    known, others = parser.parse_known_args(arguments)
+    given: dict[str, Any] = {k: v for k, v in vars(known).items() if v is not None}
+    os.environ.update({PREFIX + name.upper(): value for name, value in given.items()})
+    try:
+        ServerOptions()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise ValueError(f"{flag_of(name)}: got {first['input']!r}, {first['msg']}") from None
+    return others

@@ -1,6 +1,6 @@
 """From image tokens to files, in a thread of its own: the event loop never waits for it.
 
-Pictures that are ready at the same time are drawn in one batch.
+Pictures that are ready at the same time are rendered in one batch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,10 @@ from PIL import Image
 from zipar_vllm.core.grid import Grid
 
 Pixels = NDArray[np.uint8]
-DrawFunction = Callable[[torch.Tensor], torch.Tensor]
+RenderFunction = Callable[[torch.Tensor], torch.Tensor]
+
+Format = Literal["png", "webp", "jpeg"]
+LOSSY_FORMATS = ("webp", "jpeg")
 
 MAX_BATCH = 16
 DEFAULT_COMPRESSION = 90
@@ -31,14 +35,14 @@ NEUTRAL = 128
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """File format of an answer: ``png``, ``webp`` or ``jpeg``, and its quality, 0 to 100."""
+    """File format of an answer, and its quality where it is lossy, 0 to 100."""
 
-    format: str = "png"
+    format: Format = "png"
     quality: int = DEFAULT_COMPRESSION
 
 
 @dataclass(slots=True)
-class _Job:
+class _Task:
     codes: Sequence[int]
     grid: Grid
     encoding: Encoding
@@ -46,25 +50,25 @@ class _Job:
     loop: asyncio.AbstractEventLoop
 
 
-class PixelDecoder:
-    """Draws pictures and encodes them.
+class PixelWorker:
+    """Renders pictures and encodes them.
 
     Args:
-        draw: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``.
+        render: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``.
         observe: Called with the seconds each batch took, from the thread.
     """
 
     def __init__(
-        self, draw: DrawFunction, observe: Callable[[float], None] = lambda seconds: None
+        self, render: RenderFunction, observe: Callable[[float], None] = lambda seconds: None
     ) -> None:
-        self._draw = draw
+        self._render = render
         self._observe = observe
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pixels", daemon=True)
         self._thread.start()
 
-    async def encode(self, codes: Sequence[int], grid: Grid, encoding: Encoding) -> bytes:
-        """Draw a picture, whole or its first rows (the rest stays neutral), and encode it.
+    async def render(self, codes: Sequence[int], grid: Grid, encoding: Encoding) -> bytes:
+        """Render a picture, whole or its first rows (the rest stays neutral), and encode it.
 
         Args:
             codes: Image codes of whole rows in raster order, terminators left out.
@@ -73,58 +77,59 @@ class PixelDecoder:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
-        self._jobs.put(_Job(codes, grid, encoding, future, loop))
+        self._tasks.put(_Task(codes, grid, encoding, future, loop))
         return await future
 
     def close(self) -> None:
         """Stop the thread after what it has begun."""
-        self._jobs.put(None)
+        self._tasks.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch = [job]
-            while len(batch) < MAX_BATCH and not self._jobs.empty():
-                other = self._jobs.get()
+        while (task := self._tasks.get()) is not None:
+            batch = [task]
+            while len(batch) < MAX_BATCH and not self._tasks.empty():
+                other = self._tasks.get()
                 if other is None:
-                    self._jobs.put(None)
+                    self._tasks.put(None)
                     break
                 batch.append(other)
-            # What nobody waits for any more is not drawn.
-            for same in _by_grid([job for job in batch if not job.future.cancelled()]):
+            # What nobody waits for any more is not rendered.
+            for same in _by_grid([task for task in batch if not task.future.cancelled()]):
                 self._serve(same)
 
-    def _serve(self, batch: list[_Job]) -> None:
+    def _serve(self, batch: list[_Task]) -> None:
         start = time.perf_counter()
         try:
             files = self._files(batch)
         except Exception as error:
-            for job in batch:
-                _resolve(job, error)
+            for task in batch:
+                _resolve(task, error)
             return
         self._observe(time.perf_counter() - start)
-        for job, file in zip(batch, files, strict=True):
-            _resolve(job, file)
+        for task, file in zip(batch, files, strict=True):
+            _resolve(task, file)
 
-    def _files(self, batch: list[_Job]) -> list[bytes]:
+    def _files(self, batch: list[_Task]) -> list[bytes]:
         grid = batch[0].grid
         codes = torch.zeros(len(batch), grid.num_sampled, dtype=torch.int64)
-        for row, job in zip(codes, batch, strict=True):
-            row[: len(job.codes)] = torch.tensor(job.codes)
-            # What comes below shows at the lower edge of what is there, so let it be the like.
-            rest = row[len(job.codes) :].view(-1, grid.columns)
-            rest[:] = row[: len(job.codes)].view(-1, grid.columns)[-1]
-        drawn = self._draw(codes.view(-1, grid.rows, grid.columns)).cpu().numpy()
+        for row, task in zip(codes, batch, strict=True):
+            count = len(task.codes)
+            row[:count] = torch.tensor(task.codes)
+            # The decoder sees one row further down: repeat the last one, so that the edge does not
+            # change when the next is decoded.
+            row[count:].view(-1, grid.columns)[:] = row[:count].view(-1, grid.columns)[-1]
+        pixels = self._render(codes.view(-1, grid.rows, grid.columns)).cpu().numpy()
         return [
-            encode_image(_neutral_below(pixels, len(job.codes) // grid.columns, grid), job.encoding)
-            for pixels, job in zip(drawn, batch, strict=True)
+            encode_image(_neutral_below(one, len(task.codes) // grid.columns, grid), task.encoding)
+            for one, task in zip(pixels, batch, strict=True)
         ]
 
 
 def encode_image(pixels: Pixels, encoding: Encoding) -> bytes:
     """Encode uint8 ``[H, W, 3]``."""
     buffer = io.BytesIO()
-    options = {} if encoding.format == "png" else {"quality": encoding.quality}
+    options = {"quality": encoding.quality} if encoding.format in LOSSY_FORMATS else {}
     Image.fromarray(pixels).save(buffer, format=encoding.format, **options)
     return buffer.getvalue()
 
@@ -138,20 +143,20 @@ def _neutral_below(pixels: Pixels, rows: int, grid: Grid) -> Pixels:
     return shown
 
 
-def _by_grid(batch: list[_Job]) -> list[list[_Job]]:
-    groups: dict[Grid, list[_Job]] = {}
-    for job in batch:
-        groups.setdefault(job.grid, []).append(job)
+def _by_grid(batch: list[_Task]) -> list[list[_Task]]:
+    groups: dict[Grid, list[_Task]] = {}
+    for task in batch:
+        groups.setdefault(task.grid, []).append(task)
     return list(groups.values())
 
 
-def _resolve(job: _Job, result: bytes | Exception) -> None:
+def _resolve(task: _Task, result: bytes | Exception) -> None:
     def finish() -> None:
-        if job.future.done():  # nobody waits any more
+        if task.future.done():  # nobody waits any more
             return
         if isinstance(result, Exception):
-            job.future.set_exception(result)
+            task.future.set_exception(result)
         else:
-            job.future.set_result(result)
+            task.future.set_result(result)
 
-    job.loop.call_soon_threadsafe(finish)
+    task.loop.call_soon_threadsafe(finish)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models.registry import load_image_model
 
-from . import access_log, lifecycle
+from . import access_log, lifecycle, page
 from .options import ServerOptions
 from .routes import router
 from .service import ImageService
@@ -26,12 +26,13 @@ class ImagesPlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Register the routes; vLLM's own of the same path give way."""
         app.include_router(router)
+        app.include_router(page.router)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Build the service once the engine runs."""
         access_log.configure()
         model = load_image_model(engine_client.model_config.model)
         engine = ImageClient(engine_client, model.spec)
-        state.zipar_images = ImageService(engine, model, ServerOptions.from_environment())
+        state.zipar_images = ImageService(engine, model, ServerOptions())
         # Kept, because the event loop holds tasks weakly.
         state.zipar_signals = asyncio.create_task(lifecycle.watch_signals(state))

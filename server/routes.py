@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import re
-from base64 import b64encode
-from collections.abc import AsyncGenerator, Coroutine
-from pathlib import Path
+from collections.abc import Awaitable
+from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from pydantic import ValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from zipar_vllm.errors import shorten
+from zipar_vllm.models.base import ImageModelSpec
 
 from . import vllm_server
-from .access_log import ABANDONED, Entry
-from .errors import APIError, as_api_error, from_validation, invalid, shown
-from .jobs import ImageJob
+from .access_log import ABANDONED, access_record
+from .errors import APIError, as_api_error, invalid
 from .middleware import request_id_of
+from .prepare import parse_request
 from .schemas import ErrorEnvelope, ImageGenerationRequest, ImagesResponse, request_schema
 from .service import ImageService
 from .streaming import EventStream, stream_events
@@ -27,31 +26,6 @@ from .streaming import EventStream, stream_events
 T = TypeVar("T")
 
 router = APIRouter()
-
-PAGE = (Path(__file__).with_name("static") / "index.html").read_text(encoding="utf-8")
-
-
-def _policy(page: str) -> str:
-    """The page's own script and style run and nothing else, and it talks to this server only."""
-
-    def hashes(tag: str) -> str:
-        texts = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digests = (hashlib.sha256(text.encode()).digest() for text in texts)
-        return " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
-
-    rules = {
-        "default-src": "'self'",
-        "script-src": hashes("script"),
-        "style-src": hashes("style"),
-        "img-src": "'self' data: blob:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in rules.items())
-
-
-PAGE_POLICY = _policy(PAGE)
 
 
 @router.post(
@@ -69,60 +43,33 @@ PAGE_POLICY = _policy(PAGE)
     },
 )
 async def generate_images(request: Request) -> Response:
-    """Draw pictures of a prompt."""
+    """Generate images of a prompt."""
     service = service_of(request)
-    entry = Entry(request_id_of(request))
-    try:
-        body = await _body(request, service)
-        _check_model(request, body.model)
-        entry.job = job = service.prepare(body)
-        service.admit(job)
-    except Exception as error:
-        return _failed(entry, error)
-    if body.stream:
-        return await _stream(request, service, job, body.partial_images or 0, entry)
-    try:
-        work = service.generate(job, str(request.base_url))
-        answer = await unless_disconnected(request, work)
-    except Exception as error:
-        return _failed(entry, error)
-    finally:
-        service.release(job)
-    if answer is None:
-        entry.write()
-        return Response(status_code=ABANDONED)  # nobody reads it
-    entry.status, entry.steps = 200, answer.zipar.steps
-    entry.write()
-    return JSONResponse(answer.model_dump(exclude_none=True))
-
-
-async def _stream(
-    request: Request, service: ImageService, job: ImageJob, partial_images: int, entry: Entry
-) -> Response:
-    """Answer with events, once it is clear that the engine takes the image."""
-
-    def finish() -> None:
-        service.release(job)
-        entry.write()
-
-    events = stream_events(service, job, partial_images, entry)
-    try:
-        first = await unless_disconnected(request, _first(events))
-    except Exception as error:
-        service.release(job)
-        return _failed(entry, error)
-    except BaseException:
-        finish()
-        raise
-    if first is None:
-        await events.aclose()
-        finish()
-        return Response(status_code=ABANDONED)
-    return EventStream(first, events, finish)
-
-
-async def _first(events: AsyncGenerator[str, None]) -> str:
-    return await anext(events)
+    # Holds the log's line and the request's places until the answer is out, or the stream ended.
+    with ExitStack() as held:
+        record = held.enter_context(access_record(request_id_of(request)))
+        try:
+            body = await _read_body(request, service.options.max_body_bytes)
+            _check_model(request, body.model)
+            record.request = prepared = service.prepare(body)
+            held.enter_context(service.admission.admit(prepared))
+            if not body.stream:
+                work = service.generate(prepared, str(request.base_url))
+                answer = await unless_disconnected(request, work)
+                if answer is None:
+                    return Response(status_code=ABANDONED)  # nobody reads it
+                record.status, record.steps = 200, answer.zipar.steps
+                return JSONResponse(answer.model_dump(exclude_none=True))
+            events = stream_events(service, prepared, body.partial_images or 0, record)
+            first = await unless_disconnected(request, anext(events))
+            if first is None:
+                await events.aclose()
+                return Response(status_code=ABANDONED)
+            return EventStream(first, events, finish=held.pop_all().close)
+        except Exception as error:
+            failure = as_api_error(error)
+            record.status = failure.status
+            return failure.response()
 
 
 @router.post("/v1/images/edits")
@@ -144,35 +91,25 @@ async def stored_image(name: str, request: Request) -> Response:
     return FileResponse(path)
 
 
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    """The web page; kept in memory, so that it always is what its policy was made for."""
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
-
-
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """The served names, each with what the image model offers."""
     models = await vllm_server.list_models(request.app.state)
-    spec = service_of(request).model.spec
-    defaults = spec.defaults
-    facts = {
+    for model in models["data"]:
+        model["zipar"] = describe(service_of(request).model.spec)
+        model.pop("root", None)  # a path on the server
+    return JSONResponse(models)
+
+
+def describe(spec: ImageModelSpec) -> dict[str, Any]:
+    """What a client may ask of a model."""
+    return {
         "family": spec.family,
         "sizes": list(spec.grids),
         "windows": {s: {"min": 1, "max": grid.columns} for s, grid in spec.grids.items()},
-        "defaults": {
-            "window": defaults.window,
-            "guidance_scale": defaults.guidance_scale,
-            "temperature": defaults.temperature,
-            "top_k": defaults.top_k,
-            "top_p": defaults.top_p,
-        },
+        "defaults": spec.defaults.model_dump(exclude_none=True),
         **spec.details,
     }
-    for model in models["data"]:
-        model["zipar"] = facts
-        model.pop("root", None)  # a path on the server
-    return JSONResponse(models)
 
 
 def service_of(request: Request) -> ImageService:
@@ -180,8 +117,12 @@ def service_of(request: Request) -> ImageService:
     return cast(ImageService, request.app.state.zipar_images)
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await some work, but give it up when the client goes away; None then."""
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
+    """Await some work, but give it up when the client goes away; None then.
+
+    vLLM's own ``with_cancellation`` does not wait for what it cancels, and cannot stand behind
+    code that has read the body.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -198,8 +139,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _body(request: Request, service: ImageService) -> ImageGenerationRequest:
-    limit = service.options.max_body_bytes
+async def _read_body(request: Request, limit: int) -> ImageGenerationRequest:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
@@ -211,21 +151,11 @@ async def _body(request: Request, service: ImageService) -> ImageGenerationReque
         raise APIError(400, "the body is not JSON", code="invalid_json") from None
     if not isinstance(data, dict):
         raise invalid("body", data, "a JSON object")
-    try:
-        return ImageGenerationRequest.model_validate(data)
-    except ValidationError as error:
-        raise from_validation(error, service.schema) from None
+    return parse_request(data)
 
 
 def _check_model(request: Request, name: str | None) -> None:
     served = vllm_server.served_names(request.app.state)
     if name and name not in served:
-        message = f"model: got {shown(name)}, served is {' or '.join(served)}"
+        message = f"model: got {shorten(name)}, served is {' or '.join(served)}"
         raise APIError(404, message, param="model", code="model_not_found")
-
-
-def _failed(entry: Entry, error: Exception) -> Response:
-    failure = as_api_error(error)
-    entry.status = failure.status
-    entry.write()
-    return failure.response()

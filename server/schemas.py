@@ -17,21 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from zipar_vllm.config import MAX_SEED
 from zipar_vllm.models.base import ImageModelSpec
+from zipar_vllm.params import GuidanceScale, PolicyOptions, SamplingOptions
+
+from .pixels import Format
 
 MAX_PROMPT_CHARACTERS = 32_000
-FORMATS = ("png", "webp", "jpeg")
-
+MAX_IMAGES = 10
+MAX_PARTIAL_IMAGES = 3
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
 
 
-def _one_of(*values: str) -> Any:
-    """Documents what a text allows; :mod:`server.jobs` refuses the rest, in words of its own."""
-    return Field(json_schema_extra={"enum": list(values)})
-
-
-class _Options(BaseModel):
+class _Body(BaseModel):
     """Unknown fields are ignored; null and ``auto`` leave a field at its default."""
 
     model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
@@ -49,46 +46,45 @@ class _Options(BaseModel):
         }
 
 
-class ZiparOptions(_Options):
+class ZiparOptions(_Body, PolicyOptions):
     """How the picture is decoded, and for how many seconds at most (``timeout``).
 
     A row starts when the one above is ``window`` tokens ahead; an ``adaptive`` window is the least
-    that rows wait for, until their first token is settled.
+    that rows wait for, until their first token is settled. ``policy`` names one of the decoding
+    policies that the server has.
     """
 
-    window: int | None = None
-    adaptive: bool | None = None
+    model_config = _Body.model_config
+
     timeout: Annotated[float, Field(gt=0, le=86_400)] | None = None
 
 
-class ImageGenerationRequest(_Options):
+class ImageGenerationRequest(_Body, SamplingOptions):
     """Body of ``POST /v1/images/generations``."""
+
+    model_config = _Body.model_config
 
     prompt: Annotated[Prompt, StringConstraints(min_length=1)]
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
     size: str | None = None
     quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = (
         None
     )
-    background: Annotated[str, _one_of("auto", "opaque")] | None = None
-    output_format: Annotated[str, _one_of("auto", *FORMATS)] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    output_format: Literal["auto", Format] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     moderation: Literal["low", "auto"] | None = None
-    response_format: Annotated[str, _one_of("b64_json", "url")] | None = None
+    response_format: Literal["b64_json", "url"] | None = None
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
     style: str | None = None
     user: str | None = None
 
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     negative_prompt: Prompt | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
+    guidance_scale: GuidanceScale | None = Field(
         default=None, validation_alias=AliasChoices("guidance_scale", "cfg_scale")
     )
-    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     zipar: ZiparOptions | None = None
 
 
@@ -154,6 +150,7 @@ class ZiparReport(BaseModel):
     steps: int
     window: int
     adaptive: bool
+    policy: str
     seconds: Seconds
 
 

@@ -6,10 +6,12 @@ import re
 import secrets
 import time
 from pathlib import Path
+from typing import get_args
 
 from .options import ServerOptions
+from .pixels import Format
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|webp|jpeg)")
+_NAME = re.compile(rf"[A-Za-z0-9_-]{{32}}\.({'|'.join(get_args(Format))})")
 
 
 class ImageStore:

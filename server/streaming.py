@@ -1,4 +1,4 @@
-"""Server-sent events: partial pictures while rows finish, then the whole one."""
+"""Server-sent events: partial images while rows finish, then the whole one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from . import metrics
-from .access_log import Entry
-from .errors import APIError
-from .jobs import ImageJob
-from .service import ImageService, Picture, report, to_base64
+from .access_log import AccessRecord
+from .errors import as_api_error
+from .prepare import PreparedRequest
+from .service import ImageService, RenderedImage, report, to_base64
 
 T = TypeVar("T")
 
 FIRST_KEEP_ALIVE_SECONDS = 0.5
-"""How long an answer may wait for its status: a refusal in this time is one in HTTP."""
+"""Errors within this time are sent as an HTTP status, later ones as an SSE ``error`` event."""
 KEEP_ALIVE_SECONDS = 10.0
 KEEP_ALIVE = ": keep-alive\n\n"
 
@@ -29,7 +29,7 @@ _END = object()
 
 
 class PartialSchedule:
-    """Spreads ``count`` partial pictures evenly over ``rows``.
+    """Spreads ``count`` partial images evenly over ``rows``.
 
     Called with the number of complete rows; says whether a partial is due, at most once each.
     """
@@ -37,8 +37,8 @@ class PartialSchedule:
     def __init__(self, count: int, rows: int) -> None:
         self._due = [rows * (k + 1) // (count + 1) for k in range(count)]
 
-    def __call__(self, rows: int) -> bool:
-        reached = [due for due in self._due if due <= rows]
+    def __call__(self, complete_rows: int) -> bool:
+        reached = [due for due in self._due if due <= complete_rows]
         self._due = self._due[len(reached) :]
         return bool(reached)
 
@@ -78,42 +78,43 @@ async def _chain(first: str, events: AsyncIterator[str]) -> AsyncGenerator[str, 
 
 
 async def stream_events(
-    service: ImageService, job: ImageJob, partial_images: int, entry: Entry
+    service: ImageService, request: PreparedRequest, partial_images: int, record: AccessRecord
 ) -> AsyncGenerator[str, None]:
-    """The events of one image, as text; a failure behind the first byte becomes an event.
+    """The events of a request's one image, as text.
+
+    A failure behind the first event becomes an event too; one before it is raised.
 
     Args:
         service: Decodes it.
-        job: The request.
-        partial_images: How many partial pictures to send.
-        entry: Told how the stream ended.
-
-    Raises:
-        APIError: nothing was sent yet.
+        request: The request.
+        partial_images: How many partial images to send.
+        record: Told how the stream ended.
     """
-    schedule = PartialSchedule(partial_images, job.grid.rows)
+    image = request.images[0]
+    schedule = PartialSchedule(partial_images, image.grid.rows)
     index, began = 0, False
     try:
         async with (
-            aclosing(service.pictures(job, wants_partial=schedule)) as pictures,
-            aclosing(with_keep_alive(pictures)) as items,
+            aclosing(service.stream(image, request, wants_partial=schedule)) as stream,
+            aclosing(with_keep_alive(stream)) as items,
         ):
-            async for picture in items:
+            async for rendered in items:
                 began = True
-                if picture is None:
+                if rendered is None:
                     yield KEEP_ALIVE
-                elif picture.rows < job.grid.rows:
+                elif rendered.complete_rows < image.grid.rows:
                     metrics.partial_images.inc()
-                    yield _event("image_generation.partial_image", picture, job, index)
+                    yield _event("image_generation.partial_image", rendered, request, index)
                     index += 1
                 else:
-                    entry.status, entry.steps = 200, picture.steps
-                    yield _event("image_generation.completed", picture, job)
-    except APIError as error:
+                    record.status, record.steps = 200, rendered.steps
+                    yield _event("image_generation.completed", rendered, request)
+    except Exception as error:
         if not began:
             raise
-        entry.status = error.status
-        yield f"event: error\ndata: {json.dumps({'type': 'error', **error.body()})}\n\n"
+        failure = as_api_error(error)
+        record.status = failure.status
+        yield f"event: error\ndata: {json.dumps({'type': 'error', **failure.body()})}\n\n"
 
 
 async def with_keep_alive(
@@ -157,21 +158,23 @@ async def _next(arrived: asyncio.Queue[Any], seconds: float) -> Any:
         return None
 
 
-def _event(kind: str, picture: Picture, job: ImageJob, index: int | None = None) -> str:
+def _event(
+    kind: str, image: RenderedImage, request: PreparedRequest, index: int | None = None
+) -> str:
     data: dict[str, Any] = {
         "type": kind,
-        "b64_json": to_base64(picture.file),
+        "b64_json": to_base64(image.file),
         "background": "opaque",
         "created_at": int(time.time()),
-        "output_format": job.encoding.format,
-        "quality": job.quality,
-        "size": job.size,
-        "seed": picture.params.seed,
+        "output_format": request.encoding.format,
+        "quality": request.quality,
+        "size": request.size,
+        "seed": image.params.seed,
     }
     if index is None:
-        data["usage"] = job.usage.model_dump()
-        data["zipar"] = report([picture]).model_dump()
+        data["usage"] = request.usage.model_dump()
+        data["zipar"] = report([image]).model_dump()
     else:
         data["partial_image_index"] = index
-        data["zipar"] = {"rows": picture.rows}
+        data["zipar"] = {"rows": image.complete_rows}
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"

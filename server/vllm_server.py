@@ -49,4 +49,4 @@ def served_names(state: Any) -> list[str]:
 async def list_models(state: Any) -> dict[str, Any]:
     """The body of vLLM's ``GET /v1/models``."""
     models = await state.openai_serving_models.show_available_models()
-    return models.model_dump()  # type: ignore[no-any-return]
+    return models.model_dump()

@@ -63,7 +63,7 @@ def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
 def test_entry_points_name_what_vllm_and_the_shell_look_for(wheel: zipfile.ZipFile) -> None:
     entry_points = configparser.ConfigParser()
     entry_points.read_string(dist_info(wheel, "entry_points.txt"))
-    assert entry_points["console_scripts"]["zipar"] == "server.cli:main"
+    assert entry_points["console_scripts"]["zipar"] == "server.cli.main:main"
     assert set(entry_points["vllm.general_plugins"]) == {"zipar"}
     assert set(entry_points["vllm.endpoint_plugins"]) == {"zipar_images"}
 

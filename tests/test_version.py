@@ -15,7 +15,7 @@ WAYS_IN = {
     "plugin": "from zipar_vllm.plugin import register; register()",
     "engine": "import zipar_vllm.engine.scheduler",
     "worker": "import zipar_vllm.engine.worker",
-    "serve": "from server.cli import main; main(['serve'])",
+    "serve": "from server.cli.main import main; main(['serve'])",
 }
 
 

@@ -54,7 +54,7 @@ def make_tiny_model(
         "image_token_count": IMAGE_TOKENS,
         "prompt_prefix_ids": [1],
         "prompt_suffix_ids": [2],
-        "max_prompt_tokens": 64,
+        "max_text_tokens": 64,
         "defaults": {
             "window": 4,
             "guidance_scale": 1.0,

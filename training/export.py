@@ -87,7 +87,7 @@ def image_model(known: list[str], tokens: int) -> dict[str, Any]:
         "image_token_count": tokens,
         "prompt_prefix_ids": [entries.index(BOS)],
         "prompt_suffix_ids": [entries.index("<boi>")],
-        "max_prompt_tokens": MAX_TEXT_TOKENS,
+        "max_text_tokens": MAX_TEXT_TOKENS,
         "defaults": DEFAULTS,
         "styles": list(STYLES),
         "concepts": known,

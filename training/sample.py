@@ -114,7 +114,7 @@ def sample(
     texts = prompts + unguided
     length = max(map(len, texts)) + len(layout.prefix) + len(layout.suffix)
     ids, pads = pad_prompts(texts, layout, length)
-    cache = _Cache(model, len(texts), length + grid.num_slots, torch.float32)
+    cache = _Cache(model, len(texts), length + grid.num_positions, torch.float32)
     for row, pad in zip(cache.written, pads, strict=True):
         row[pad:length] = True
     table = model.embed_tokens.table()

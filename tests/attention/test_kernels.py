@@ -8,8 +8,8 @@ import torch
 
 from zipar_vllm.attention import cpu_attention
 from zipar_vllm.attention.cpu_attention import CPUAttention
+from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.attention.select import select_kernel
-from zipar_vllm.attention.step import StepInputs
 from zipar_vllm.attention.torch_attention import TorchAttention
 
 TABLE_ROWS = 9
@@ -64,7 +64,7 @@ class Lanes:
         positions = torch.from_numpy(np.concatenate([p for _, p in inputs]).astype(np.int64))
         self.written[torch.from_numpy(rows), positions] = True
         block = self.block_table[torch.from_numpy(rows), positions // shape.block_size]
-        step = StepInputs(
+        step = AttentionInputs(
             positions=positions,
             slot_mapping=block * shape.block_size + positions % shape.block_size,
             lanes=np.array([row for row, _ in inputs], dtype=np.int64),
@@ -86,7 +86,7 @@ class Lanes:
         for index, (row, position) in enumerate(zip(rows, positions.tolist(), strict=True)):
             self.known[int(row), position] = key[index].double(), value[index].double()
         output = torch.full((n, shape.heads, size), float("nan"), dtype=shape.dtype)
-        kernel.run(query, key, value, self.cache, kernel.plan(step), shape.scale, output)
+        kernel.run(query, key, value, self.cache, kernel.prepare(step), shape.scale, output)
         return output, self._expected(query, rows, positions.tolist())
 
     def _expected(self, query, rows, positions):

@@ -1,6 +1,7 @@
 """Sampling maths against naive code, row by row, and the noise against statistics."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar_vllm.core.sampling import (
+    OPTION_DTYPES,
+    SamplingBatch,
     SamplingFlags,
     guide,
     gumbel_noise,
-    probabilities,
-    sample,
     uniform_noise,
 )
 
@@ -81,18 +82,24 @@ def rows_of(n, count, generator_seed, **fixed):
         "temperature": rng.choice([0.0, 0.5, 1.0, 2.0], n).astype(np.float32),
         "top_k": rng.choice([0, 1, 3, count, count + 5], n).astype(np.int64),
         "top_p": rng.choice([0.05, 0.5, 0.9, 1.0], n).astype(np.float32),
-        "seeds": rng.integers(0, MAX_SEED, n, dtype=np.int64),
-        "positions": rng.integers(0, 8100, n, dtype=np.int64),
+        "seed": rng.integers(0, MAX_SEED, n, dtype=np.int64),
+        "position": rng.integers(0, 8100, n, dtype=np.int64),
     }
     for name, value in fixed.items():
         arrays[name][:] = value
     return rng.normal(0, 3, (n, count)).astype(np.float32), arrays
 
 
+def batch_of(arrays):
+    options = {name: arrays[name] for name in OPTION_DTYPES}
+    return SamplingBatch.of(options, arrays["position"])
+
+
 def run(logits, arrays, flags=None):
-    flags = flags or SamplingFlags.of(arrays["temperature"], arrays["top_k"], arrays["top_p"])
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return sample(torch.from_numpy(logits), flags=flags, **tensors).tolist()
+    batch = batch_of(arrays)
+    if flags is not None:
+        batch = replace(batch, flags=flags)
+    return batch.sample(torch.from_numpy(logits)).tolist()
 
 
 def test_guidance():
@@ -105,9 +112,11 @@ def test_guidance():
 def test_flags():
     def flags(temperature, top_k, top_p):
         return SamplingFlags.of(
-            np.array(temperature, dtype=np.float32),
-            np.array(top_k),
-            np.array(top_p, dtype=np.float32),
+            {
+                "temperature": np.array(temperature, dtype=np.float32),
+                "top_k": np.array(top_k),
+                "top_p": np.array(top_p, dtype=np.float32),
+            }
         )
 
     assert flags([0, 0], [5, 0], [0.5, 1]) == SamplingFlags(True, False, 0)
@@ -146,11 +155,7 @@ def test_truncation_agrees_with_the_naive_sampler(generator_seed):
 def test_probabilities_are_what_is_drawn_from(fixed):
     logits, arrays = rows_of(60, 40, 7, **fixed)
     names = ("temperature", "top_k", "top_p")
-    got = probabilities(
-        torch.from_numpy(logits),
-        **{name: torch.from_numpy(arrays[name]) for name in names},
-        flags=SamplingFlags.of(*(arrays[name] for name in names)),
-    )
+    got = batch_of(arrays).probabilities(torch.from_numpy(logits))
     for row, scores, *options in zip(
         got.tolist(), logits.tolist(), *(arrays[name].tolist() for name in names), strict=True
     ):
@@ -168,6 +173,13 @@ def test_a_row_does_not_depend_on_its_batch(generator_seed, data):
     assert part == [whole[row] for row in subset]
 
 
+def test_a_part_of_a_batch_is_sampled_as_in_the_whole():
+    logits, arrays = rows_of(12, 40, 5)
+    batch, index = batch_of(arrays), torch.tensor([7, 2, 2, 11])
+    part = batch[index].sample(torch.from_numpy(logits)[index])
+    assert torch.equal(part, batch.sample(torch.from_numpy(logits))[index])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(4, 60))
 def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
@@ -182,8 +194,8 @@ def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
 def test_of_equal_logits_exactly_k_remain():
     count, k, n = 30, 3, 500
     logits = np.zeros((n, count), dtype=np.float32)
-    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, seeds=1)
-    arrays["positions"] = np.arange(n)
+    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, seed=1)
+    arrays["position"] = np.arange(n)
     assert len(set(run(logits, arrays))) == k
 
 
@@ -258,8 +270,8 @@ def test_draws_follow_the_softmax():
     """Chi-square over many positions, 9 degrees of freedom, p = 0.001."""
     n, count = 20000, 10
     row = np.linspace(-1, 1.5, count, dtype=np.float32)
-    _, arrays = rows_of(n, count, 0, temperature=0.7, top_k=0, top_p=1, seeds=11)
-    arrays["positions"] = np.arange(n)
+    _, arrays = rows_of(n, count, 0, temperature=0.7, top_k=0, top_p=1, seed=11)
+    arrays["position"] = np.arange(n)
     seen = np.bincount(run(np.tile(row, (n, 1)), arrays), minlength=count)
     weights = np.exp(row.astype(np.float64) / 0.7)
     expected = n * weights / weights.sum()

@@ -78,6 +78,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     ("method", "path"),
     [
         ("GET", "/"),
+        ("GET", "/page.css"),
+        ("GET", "/page.js"),
         ("GET", "/health"),
         ("GET", "/v1/models"),
         ("POST", "/v1/images/generations"),

@@ -7,8 +7,9 @@ into the scheduler. Stock vLLM runs in a process of its own: see ``stock.py``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,10 +18,10 @@ import pytest
 import torch
 
 from tests.tiny import make_tiny_model
-from zipar_vllm.config import ImageParams
-from zipar_vllm.engine.stats import ImageStats
-from zipar_vllm.models.base import ImageTokens
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.engine.borrowed import ImageStats, get_stats
 from zipar_vllm.models.registry import load_spec
+from zipar_vllm.prepare import PreparedImage
 
 GRIDS = {"64x64": (8, 8), "96x64": (6, 12), "32x128": (10, 4)}
 
@@ -44,8 +45,12 @@ class Engine:
     released: dict[str, list[int]] = field(default_factory=dict)
 
     @property
-    def tokens(self) -> ImageTokens:
-        return load_spec(self.path).tokens
+    def vocabulary(self) -> Vocabulary:
+        return load_spec(self.path).vocabulary
+
+    @property
+    def terminated(self) -> bool:
+        return self.vocabulary.is_terminated
 
     @property
     def core(self) -> Any:
@@ -63,14 +68,15 @@ class Engine:
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
-    def add(
-        self, name: str, prompt: list[int], unconditional: list[int], params: ImageParams
-    ) -> None:
-        from zipar_vllm.engine.client import engine_request
+    @property
+    def num_running(self) -> int:
+        """Images whose state the runner holds."""
+        return len(self.runner.decoder.table)
 
-        terminated = self.tokens.row_terminator is not None
-        request, sampling = engine_request(prompt, unconditional, params, terminated)
-        self.llm.llm_engine.add_request(name, request, sampling)
+    def add(self, name: str, image: PreparedImage) -> None:
+        from zipar_vllm.engine.request import make_request
+
+        self.llm.llm_engine.add_request(name, *make_request(image))
 
     def abort(self, name: str) -> None:
         self.llm.llm_engine.abort_request([name])
@@ -93,11 +99,9 @@ class Engine:
             self.step()
         raise AssertionError(f"still running after {limit} steps")
 
-    def generate(
-        self, prompt: list[int], unconditional: list[int], params: ImageParams
-    ) -> Finished:
+    def generate(self, image: PreparedImage) -> Finished:
         """One image, alone."""
-        self.add("alone", prompt, unconditional, params)
+        self.add("alone", image)
         self.run()
         return self.outputs.pop("alone")
 
@@ -146,15 +150,20 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 
 
 @pytest.fixture(scope="session")
-def engines(tiny_models: dict[bool, Path]) -> dict[bool, Engine]:
-    """A running engine for each tiny model."""
-    return {terminated: start_engine(path) for terminated, path in tiny_models.items()}
+def engines(tiny_models: dict[bool, Path]) -> Callable[[bool], Engine]:
+    """A running engine of either tiny model, started when it is first asked for."""
+
+    @cache
+    def engine(terminated: bool) -> Engine:
+        return start_engine(tiny_models[terminated])
+
+    return engine
 
 
 @pytest.fixture(params=[True, False], ids=["terminated", "plain"])
-def engine(request: pytest.FixtureRequest, engines: dict[bool, Engine]) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, engines: Callable[[bool], Engine]) -> Iterator[Engine]:
     """Each engine in turn, idle, with all its memory free before and after."""
-    engine = engines[request.param]
+    engine = engines(request.param)
     engine.outputs.clear()
     engine.failed.clear()
     engine.released.clear()
@@ -172,7 +181,7 @@ def seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[ImageStats]:
 
     def keep(*args: Any, **kwargs: Any) -> Any:
         stats = make_stats(*args, **kwargs)
-        seen.append(ImageStats.unpack(stats.running_lora_adapters))
+        seen.append(get_stats(stats))
         return stats
 
     monkeypatch.setattr(engine.scheduler, "make_stats", keep)

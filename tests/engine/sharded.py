@@ -7,14 +7,14 @@ import sys
 
 from vllm import LLM
 
-from tests.engine.test_seeds import PROMPT, params
+from tests.engine.test_seeds import image_of
 from zipar_vllm.engine.arguments import engine_arguments
-from zipar_vllm.engine.client import engine_request
+from zipar_vllm.engine.request import make_request
 from zipar_vllm.models.registry import load_spec
 
 
 def main(path: str, ranks: int, seeds: list[int]) -> None:
-    terminated = load_spec(path).tokens.row_terminator is not None
+    terminated = load_spec(path).vocabulary.is_terminated
     llm = LLM(
         **engine_arguments(path),
         tensor_parallel_size=ranks,
@@ -24,7 +24,7 @@ def main(path: str, ranks: int, seeds: list[int]) -> None:
         kv_cache_memory_bytes=64 << 20,
         enforce_eager=True,
     )
-    requests = [engine_request(PROMPT, [], params(seed), terminated) for seed in seeds]
+    requests = [make_request(image_of(terminated, seed)) for seed in seeds]
     prompts, sampling = map(list, zip(*requests, strict=True))
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))

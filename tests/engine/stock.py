@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import torch
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
@@ -12,7 +13,7 @@ from zipar_vllm.models.registry import load_spec
 
 
 def main(path: str, prompts: list[list[int]], count: int) -> None:
-    tokens = load_spec(path).tokens
+    vocabulary = load_spec(path).vocabulary
     llm = LLM(
         path,
         dtype="float32",
@@ -27,7 +28,7 @@ def main(path: str, prompts: list[list[int]], count: int) -> None:
         max_tokens=count,
         ignore_eos=True,
         detokenize=False,
-        allowed_token_ids=list(range(tokens.start, tokens.stop)),
+        allowed_token_ids=vocabulary.ids(torch.arange(vocabulary.num_codes)).tolist(),
     )
     requests = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
     outputs = llm.generate(requests, sampling, use_tqdm=False)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from zipar_vllm.config import ImageParams
-from zipar_vllm.engine.stats import ImageStats
+from tests.cases import make_image, mixed_images
+from zipar_vllm.engine.borrowed import ImageStats
+from zipar_vllm.prepare import ADAPTIVE
 
 from .conftest import Engine, Finished
-from .test_exactness import (
-    PROMPT,
-    Request,
-    assert_expected,
-    mixed_requests,
-    run_as_they_arrive,
-    steps_alone,
-)
+from .test_exactness import assert_expected, run_as_they_arrive, steps_alone
 
 pytestmark = pytest.mark.engine
 
@@ -31,36 +24,28 @@ SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("window", [1, 3])
 def test_alone(engine: Engine, window: int, guidance: float, options: dict[str, Any]) -> None:
-    steps = steps_alone(engine, window, guidance, adaptive=True, **options)
+    steps = steps_alone(engine, window, guidance, policy=ADAPTIVE, **options)
     assert 8 + 7 * (window + 1) <= steps <= 8 * 8
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_widest_window_is_raster_order(engine: Engine, options: dict[str, Any]) -> None:
-    fixed = ImageParams(rows=6, columns=12, window=12, **options)
-    adaptive = replace(fixed, adaptive=True)
-    assert engine.generate(PROMPT, [], adaptive) == engine.generate(PROMPT, [], fixed)
-
-
-def mixed() -> list[Request]:
-    """Requests that differ in all they can, every other one under an adaptive window."""
-    return [
-        (arrival, prompt, unconditional, replace(params, adaptive=index % 4 in (0, 1)))
-        for index, (arrival, prompt, unconditional, params) in enumerate(mixed_requests())
-    ]
+    fixed = make_image(engine.terminated, 6, 12, **options)
+    adaptive = make_image(engine.terminated, 6, 12, policy=ADAPTIVE, **options)
+    assert engine.generate(adaptive) == engine.generate(fixed)
 
 
 def test_in_a_batch_with_fixed_windows(engine: Engine) -> None:
-    requests = mixed()
-    run_as_they_arrive(engine, requests)
-    assert_expected(engine, requests, engine.outputs)
+    images = mixed_images(engine.terminated, adaptive=True)
+    run_as_they_arrive(engine, images)
+    assert_expected(engine, images, engine.outputs)
 
 
 def test_row_by_row(engine: Engine) -> None:
     """Complete rows are released at once, in raster order."""
-    params = ImageParams(rows=8, columns=8, window=1, adaptive=True, temperature=0.0)
-    engine.generate(PROMPT, [], params)
-    stride = 8 + (engine.tokens.row_terminator is not None)
+    image = make_image(engine.terminated, window=1, policy=ADAPTIVE)
+    engine.generate(image)
+    stride = image.grid.stride
     lengths = engine.released["alone"]
     assert lengths == [stride * (row + 1) for row in range(8)]
 
@@ -68,9 +53,9 @@ def test_row_by_row(engine: Engine) -> None:
 @pytest.mark.parametrize("kind", ["finished", "aborted"])
 def test_scheduled_one_step_ahead(engine: Engine, kind: str) -> None:
     """As vLLM does where scheduling is asynchronous: a step is planned before the last is known."""
-    requests = mixed()
-    for index, (_, prompt, unconditional, params) in enumerate(requests):
-        engine.add(str(index), prompt, unconditional, params)
+    images = mixed_images(engine.terminated, adaptive=True)
+    for index, (_, image) in enumerate(images):
+        engine.add(str(index), image)
     core, results = engine.core, {}
     for number, outputs in enumerate(one_step_ahead(core)):
         if kind == "aborted" and number == 5:
@@ -82,7 +67,7 @@ def test_scheduled_one_step_ahead(engine: Engine, kind: str) -> None:
                 result.steps = output.kv_transfer_params["zipar_steps"]
     front = engine.llm.llm_engine.output_processor  # which has heard nothing of all this
     front.abort_requests(list(front.request_states), internal=True)
-    assert_expected(engine, requests, results, skip="01" if kind == "aborted" else "")
+    assert_expected(engine, images, results, skip="01" if kind == "aborted" else "")
 
 
 def one_step_ahead(core: Any) -> Iterator[list[Any]]:
@@ -101,8 +86,7 @@ def one_step_ahead(core: Any) -> Iterator[list[Any]]:
 
 
 def test_every_token_and_every_trial_is_counted(engine: Engine, seen: list[ImageStats]) -> None:
-    params = ImageParams(rows=8, columns=8, window=2, adaptive=True, temperature=0.0)
-    got = engine.generate(PROMPT, [], params)
+    got = engine.generate(make_image(engine.terminated, window=2, policy=ADAPTIVE))
     # A row that waits is drawn again in every step of its wait.
     waited = got.steps - (8 + 7 * 2)
     assert 7 < waited < 7 * 6  # some rows wait for more than one check, some start before the end

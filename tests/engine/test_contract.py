@@ -10,8 +10,9 @@ import pytest
 
 from zipar_vllm.engine import vllm_api
 from zipar_vllm.engine.kv_cache import ImageKVCacheManager
+from zipar_vllm.engine.messages import ImageSchedulerOutput
 from zipar_vllm.engine.model_runner import ImageModelRunner
-from zipar_vllm.engine.scheduler import ImageSchedulerOutput, ZipARScheduler
+from zipar_vllm.engine.scheduler import ZipARScheduler
 
 
 def names_used_on_runner(source: str) -> set[str]:
@@ -81,10 +82,10 @@ def test_allocation_takes_lookahead() -> None:
     ]
 
 
-def test_scheduler_output_only_adds_steps() -> None:
+def test_scheduler_output_only_adds_what_it_says() -> None:
     ours = set(ImageSchedulerOutput.__dataclass_fields__)
     theirs = set(vllm_api.SchedulerOutput.__dataclass_fields__)
-    assert ours - theirs == {"steps"}
+    assert ours - theirs == {"new_jobs", "stepping"}
 
 
 def test_forward_context_takes_metadata_and_slot_mapping() -> None:

@@ -6,25 +6,30 @@ import random
 
 import pytest
 
-from zipar_vllm.config import ImageParams
+from tests.cases import make_image
+from zipar_vllm.prepare import PreparedImage
 
 from .conftest import Engine, start_engine
 
 pytestmark = pytest.mark.engine
 
 
-def random_request(rng: random.Random) -> tuple[list[int], list[int], ImageParams]:
+GUIDED = {"prompt": [1, 5, 2], "unconditional": [1, 2], "window": 4, "guidance_scale": 2.0}
+
+
+def random_image(rng: random.Random, terminated: bool) -> PreparedImage:
     rows, columns = rng.randint(1, 10), rng.randint(1, 12)
     unconditional = [1, *[5] * rng.randint(0, 40), 2] if rng.random() < 0.5 else []
-    params = ImageParams(
-        rows=rows,
-        columns=columns,
-        window=rng.randint(1, columns),
-        seed=rng.getrandbits(62),
-        guidance_scale=rng.uniform(0, 5) if unconditional else 1.0,
-        unconditional_length=len(unconditional),
+    params = {
+        "window": rng.randint(1, columns),
+        "seed": rng.getrandbits(62),
+        "temperature": 1.0,
+        "guidance_scale": rng.uniform(0, 5) if unconditional else 1.0,
+    }
+    prompt = [1, *[6] * rng.randint(0, 60), 2]
+    return make_image(
+        terminated, rows, columns, prompt=prompt, unconditional=unconditional, **params
     )
-    return [1, *[6] * rng.randint(0, 60), 2], unconditional, params
 
 
 def test_every_block_returns_after_random_aborts(engine: Engine) -> None:
@@ -33,8 +38,8 @@ def test_every_block_returns_after_random_aborts(engine: Engine) -> None:
     aborted, wanted = set(), {}
     for index in range(200):
         name = str(index)
-        wanted[name] = random_request(rng)
-        engine.add(name, *wanted[name])
+        wanted[name] = random_image(rng, engine.terminated)
+        engine.add(name, wanted[name])
         for _ in range(rng.randint(0, 4)):
             engine.step()
         unfinished = sorted(set(wanted) - aborted - set(engine.outputs))
@@ -47,13 +52,12 @@ def test_every_block_returns_after_random_aborts(engine: Engine) -> None:
     assert not engine.failed
     assert len(aborted) > 20
     assert set(engine.outputs) == set(wanted) - aborted
-    assert len(engine.runner._table) <= 1  # the last one is forgotten by the next step
+    assert engine.num_running <= 1  # the last one is forgotten by the next step
 
 
 def test_abort_frees_both_lanes_at_once(engine: Engine) -> None:
     free = engine.free_blocks
-    params = ImageParams(rows=8, columns=8, window=4, guidance_scale=2.0, unconditional_length=2)
-    engine.add("a", [1, 5, 2], [1, 2], params)
+    engine.add("a", make_image(engine.terminated, **GUIDED))
     engine.step()
     engine.step()
     assert engine.free_blocks < free
@@ -62,10 +66,10 @@ def test_abort_frees_both_lanes_at_once(engine: Engine) -> None:
 
 
 def test_rows_are_released_in_raster_order(engine: Engine) -> None:
-    engine.add("a", [1, 5, 2], [], ImageParams(rows=8, columns=8, window=2))
+    image = make_image(engine.terminated, window=2, temperature=1.0)
+    engine.add("a", image)
     engine.run()
-    stride = 8 + (engine.tokens.row_terminator is not None)
-    assert engine.released["a"] == [stride * row for row in range(1, 9)]
+    assert engine.released["a"] == [image.grid.stride * row for row in range(1, 9)]
 
 
 # Until the end of the session: an engine that goes takes what all in the process share with it.
@@ -79,9 +83,8 @@ def small(tiny_models: dict[bool, object]) -> Engine:
 
 def test_full_cache_makes_requests_wait_and_all_finish(small: Engine) -> None:
     free = small.free_blocks
-    params = ImageParams(rows=8, columns=8, window=4, guidance_scale=2.0, unconditional_length=2)
     for index in range(7):
-        small.add(str(index), [1, 5, 2], [1, 2], params)
+        small.add(str(index), make_image(True, **GUIDED))
     most = 0
     while small.llm.llm_engine.has_unfinished_requests():
         small.step()
@@ -95,8 +98,8 @@ def test_full_cache_makes_requests_wait_and_all_finish(small: Engine) -> None:
 
 def test_what_can_never_fit_is_refused_at_once(small: Engine) -> None:
     small.failed.clear()
-    small.add("big", [1, 2], [], ImageParams(rows=30, columns=20, window=20))
-    small.add("small", [1, 2], [], ImageParams(rows=2, columns=2, window=2))
+    small.add("big", make_image(True, 30, 20, prompt=[1, 2]))
+    small.add("small", make_image(True, 2, 2, prompt=[1, 2]))
     small.step()
     assert small.failed == {"big": "error"}
     small.run()
@@ -106,6 +109,6 @@ def test_what_can_never_fit_is_refused_at_once(small: Engine) -> None:
 def test_a_step_wider_than_the_budget_is_refused(small: Engine) -> None:
     """Window 1 over 16 columns has 17 inputs a step, the budget is 16; the cache would do."""
     small.failed.clear()
-    small.add("wide", [1, 2], [], ImageParams(rows=20, columns=16, window=1))
+    small.add("wide", make_image(True, 20, 16, prompt=[1, 2], window=1))
     small.step()
     assert small.failed == {"wide": "error"}

@@ -6,54 +6,55 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from zipar_vllm.config import ImageParams
+from tests.cases import make_image
+from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
-PROMPT = [1, 5, 2]
 
-
-def params(seed: int, window: int = 4) -> ImageParams:
+def image_of(terminated: bool, seed: int, window: int = 4) -> PreparedImage:
     """Under an adaptive window where the seed is odd."""
-    return ImageParams(
-        rows=8,
-        columns=8,
+    policy = {"policy": ADAPTIVE} if seed % 2 == 1 else {}
+    return make_image(
+        terminated,
+        prompt=[1, 5, 2],
         window=window,
-        adaptive=seed % 2 == 1,
         seed=seed,
         temperature=1.0,
         top_k=50,
+        **policy,
     )
 
 
 def test_alone_or_in_a_full_batch(engine: Engine) -> None:
-    alone = engine.generate(PROMPT, [], params(seed=3)).tokens
+    alone = engine.generate(image_of(engine.terminated, seed=3)).tokens
     for seed in range(16):
-        engine.add(str(seed), PROMPT, [], params(seed, window=1 + seed % 8))
-    engine.add("again", PROMPT, [], params(seed=3))
+        engine.add(str(seed), image_of(engine.terminated, seed=seed, window=1 + seed % 8))
+    engine.add("again", image_of(engine.terminated, seed=3))
     engine.run()
     assert engine.outputs["again"].tokens == alone
     assert engine.outputs["3"].tokens == alone
 
 
 def test_another_seed_differs(engine: Engine) -> None:
-    first = engine.generate(PROMPT, [], params(seed=3)).tokens
-    second = engine.generate(PROMPT, [], params(seed=4)).tokens
+    first = engine.generate(image_of(engine.terminated, seed=3)).tokens
+    second = engine.generate(image_of(engine.terminated, seed=4)).tokens
     assert first != second
 
 
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="two CPU ranks need a core each, here is one"
 )
-def test_tensor_parallel_ranks_draw_the_same(engines: dict[bool, Engine]) -> None:
-    engine, seeds = engines[True], [3, 4, 5]
-    alone = [engine.generate(PROMPT, [], params(seed)).tokens for seed in seeds]
+def test_tensor_parallel_ranks_draw_the_same(engines: Callable[[bool], Engine]) -> None:
+    engine, seeds = engines(True), [3, 4, 5]
+    alone = [engine.generate(image_of(engine.terminated, seed)).tokens for seed in seeds]
     assert sharded_tokens(engine.path, ranks=2, seeds=seeds) == alone
 
 

@@ -7,17 +7,26 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import REGISTRY
 
-from zipar_vllm.config import ImageParams
-from zipar_vllm.engine.stats import ImageStatLogger, ImageStats
+from tests.cases import make_image
+from zipar_vllm.engine.borrowed import ImageStats, get_stats, put_stats
+from zipar_vllm.engine.stats import ImageStatLogger
 
 from .conftest import Engine
 
 
-def test_packing_is_undone_and_other_statistics_are_left_alone() -> None:
+def carrier(stats: ImageStats | None = None, **sent: int) -> SimpleNamespace:
+    """vLLM's statistics, with ours put into them."""
+    found = SimpleNamespace(running_lora_adapters=sent)
+    if stats is not None:
+        put_stats(found, stats)
+    return found
+
+
+def test_statistics_arrive_and_those_of_others_are_left_alone() -> None:
     stats = ImageStats(tokens=12, rows=4, guidance_lanes=1)
-    assert ImageStats.unpack(stats.pack()) == stats
-    assert ImageStats.unpack({}) is None
-    assert ImageStats.unpack({"some-adapter": 3}) is None
+    assert get_stats(carrier(stats)) == stats
+    assert get_stats(carrier()) is None
+    assert get_stats(carrier(adapter=3)) is None
 
 
 def test_a_step_reaches_prometheus() -> None:
@@ -26,9 +35,9 @@ def test_a_step_reaches_prometheus() -> None:
 
     logger = ImageStatLogger(None, 7)
     logger.record(None, None)
-    logger.record(SimpleNamespace(running_lora_adapters={}), None)
+    logger.record(carrier(), None)
     for stats in (ImageStats(12, 4, 1), ImageStats(0, 0, 0)):
-        logger.record(SimpleNamespace(running_lora_adapters=stats.pack()), None)
+        logger.record(carrier(stats), None)
     assert value("zipar:tokens_per_step_count") == 1  # a step without tokens is none
     assert value("zipar:tokens_per_step_sum") == 12
     assert value("zipar:rows_active") == 0
@@ -36,10 +45,11 @@ def test_a_step_reaches_prometheus() -> None:
 
 @pytest.mark.engine
 def test_every_token_is_counted(engine: Engine, seen: list[ImageStats]) -> None:
-    plain = ImageParams(rows=8, columns=8, window=2)
-    guided = ImageParams(rows=6, columns=6, window=6, guidance_scale=2.0, unconditional_length=2)
-    engine.add("plain", [1, 5, 2], [], plain)
-    engine.add("guided", [1, 5, 2], [1, 2], guided)
+    guided = make_image(
+        engine.terminated, 6, 6, unconditional=[1, 2], guidance_scale=2.0, temperature=1.0
+    )
+    engine.add("plain", make_image(engine.terminated, window=2, temperature=1.0))
+    engine.add("guided", guided)
     engine.run()
     assert sum(stats.tokens for stats in seen) == 8 * 8 + 6 * 6
     assert max(stats.rows for stats in seen) == 4 + 1  # ceil(8 / 2) rows, and one in raster order

@@ -101,7 +101,7 @@ def test_request_ids_and_the_access_log(guarded: Server) -> None:
     )
     assert answer.headers["x-request-id"] == "my-id-1"
     line = next(line for line in guarded.log.read_text().splitlines() if "id=my-id-1" in line)
-    assert "status=200 n=1 size=192x192 window=4 adaptive=false steps=116 ms=" in line
+    assert "status=200 n=1 size=192x192 window=4 policy=fixed_window steps=116 ms=" in line
 
 
 def test_sigterm_finishes_what_runs_and_refuses_the_rest(guarded: Server) -> None:

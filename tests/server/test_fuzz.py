@@ -12,8 +12,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from server.options import ServerOptions
+from tests.fakes import FakeEngine, FakeModel
 
-from .conftest import FakeEngine, FakeModel, make_app
+from .conftest import make_app
 
 app = make_app(FakeEngine(), FakeModel(), ServerOptions())
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)

@@ -15,9 +15,8 @@ import uvicorn
 from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from server.errors import APIError
+from tests.fakes import FakeEngine
 from zipar_vllm.errors import EngineUnavailableError
-
-from .conftest import FakeEngine
 
 CHROMIUM = shutil.which("chromium")
 # What Chromium itself says of every answer that is an error: the page shows those in words.
@@ -108,8 +107,8 @@ async def test_draws_raster_order_and_zipar_on_the_same_seed(
     await expect(captions).to_contain_text([re.compile(r"99 steps, \d+\.\d\d s")] * 2)
     await expect(page.locator("#ratio")).to_contain_text("1.0 times the steps and")
     assert await widths(page) == [64, 64]
-    (_, prompt, _, raster), (_, _, _, zipar) = engine.requests
-    assert len(prompt) == 4
+    assert len(engine.images[0].prompts.conditional) == 4
+    raster, zipar = (image.params for image in engine.images)
     assert {raster.window, zipar.window} == {8, 4}
     assert raster.seed == zipar.seed
     assert raster.guidance_scale == 2.0
@@ -169,9 +168,11 @@ async def test_every_setting_is_sent(page: Page, engine: FakeEngine) -> None:
     await page.get_by_role("button", name="apple").click()
     await page.get_by_role("combobox", name="Prompt").press("Enter")
     await expect_done(page)
-    ((_, prompt, _, params),) = engine.requests
-    assert len(prompt) == 3
-    assert (params.rows, params.columns, params.window, params.seed) == (4, 4, 3, seed)
+    (image,) = engine.images
+    params = image.params
+    assert len(image.prompts.conditional) == 3
+    assert (image.grid.rows, image.grid.columns) == (4, 4)
+    assert (params.window, params.seed) == (3, seed)
     assert (params.guidance_scale, params.temperature) == (1.5, 0.0)
     assert await widths(page) == [32]
 
@@ -182,8 +183,8 @@ async def test_the_adaptive_window(page: Page, engine: FakeEngine, tmp_path: Pat
     await expect_done(page)
     captions = page.locator("figcaption")
     await expect(captions).to_contain_text(["Raster order", "ZipAR, window 4 or more"])
-    asked = {(params.window, params.adaptive) for *_, params in engine.requests}
-    assert asked == {(8, False), (4, True)}
+    asked = {(image.params.window, image.params.policy) for image in engine.images}
+    assert asked == {(8, "fixed_window"), (4, "adaptive_window")}
     link = page.get_by_role("link", name="Download ZipAR")
     assert (await link.get_attribute("download")).endswith("-window-4-adaptive.png")
 
@@ -194,7 +195,7 @@ async def test_the_widest_window_is_drawn_once(page: Page, engine: FakeEngine) -
     await expect_done(page)
     await expect(page.locator("figcaption")).to_contain_text(["Raster order"])
     await expect(page.locator("#ratio")).to_be_hidden()
-    assert len(engine.requests) == 1
+    assert len(engine.images) == 1
 
 
 async def test_a_refusal_is_told_in_words_and_shown_at_its_field(page: Page) -> None:

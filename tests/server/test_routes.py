@@ -13,9 +13,11 @@ from openai import AsyncOpenAI, BadRequestError
 from PIL import Image
 
 from server.options import ServerOptions
+from tests.fakes import FakeEngine, FakeModel
 from zipar_vllm.errors import EngineUnavailableError, ImageTooLargeError
+from zipar_vllm.models.base import Prompts
 
-from .conftest import FakeEngine, FakeModel
+from .conftest import post_raw
 
 URL = "/v1/images/generations"
 
@@ -42,9 +44,9 @@ async def test_a_picture_of_the_size_asked(openai: AsyncOpenAI, engine: FakeEngi
     assert answer.zipar["steps"] == 99
     assert answer.zipar["window"] == 3
     assert answer.zipar["seconds"]["queue"] == 0.25
-    _, prompt, unconditional, params = engine.requests[0]
-    assert (prompt, unconditional) == ([1, 0, 1, 2], [])
-    assert (params.window, params.seed, params.unconditional_length) == (3, 5, 0)
+    (image,) = engine.images
+    assert image.prompts == Prompts([1, 0, 1, 2], [])
+    assert (image.params.window, image.params.seed) == (3, 5)
 
 
 async def test_the_adaptive_window_is_asked_for_and_reported(
@@ -52,7 +54,8 @@ async def test_the_adaptive_window_is_asked_for_and_reported(
 ) -> None:
     zipar = {"window": 3, "adaptive": True}
     answer = await openai.images.generate(prompt="x", extra_body={"zipar": zipar})
-    assert (engine.requests[0][3].window, engine.requests[0][3].adaptive) == (3, True)
+    params = engine.images[0].params
+    assert (params.window, params.policy) == (3, "adaptive_window")
     assert {name: answer.zipar[name] for name in zipar} == zipar
 
 
@@ -60,24 +63,25 @@ async def test_defaults_are_the_models(openai: AsyncOpenAI, engine: FakeEngine) 
     answer = await openai.images.generate(prompt="red apple")
     assert answer.zipar["adaptive"] is False
     assert open_image(answer.data[0].b64_json).size == (64, 48)
-    params = engine.requests[0][3]
+    params = engine.images[0].params
     assert (params.window, params.guidance_scale, params.temperature) == (4, 2.0, 0.5)
-    assert (params.top_k, params.top_p, params.unconditional_length) == (5, 1.0, 2)
+    assert (params.top_k, params.top_p) == (5, 1.0)
+    assert engine.images[0].prompts.unconditional == [1, 2]
 
 
 async def test_image_k_has_seed_plus_k(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     answer = await openai.images.generate(prompt="x", n=3, extra_body={"seed": 10})
     assert [d.seed for d in answer.data] == [10, 11, 12]
-    assert sorted(r[3].seed for r in engine.requests) == [10, 11, 12]
+    assert sorted(image.params.seed for image in engine.images) == [10, 11, 12]
     again = await openai.images.generate(prompt="x", extra_body={"seed": 11})
     assert again.data[0].b64_json == answer.data[1].b64_json
-    assert len({r[0] for r in engine.requests}) == 4  # ids never repeat
+    assert len(set(engine.request_ids)) == 4  # ids never repeat
 
 
 async def test_a_seed_is_drawn_and_returned(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     first = await openai.images.generate(prompt="x")
     second = await openai.images.generate(prompt="x")
-    assert first.data[0].seed == engine.requests[0][3].seed
+    assert first.data[0].seed == engine.images[0].params.seed
     assert first.data[0].seed != second.data[0].seed
 
 
@@ -117,8 +121,8 @@ async def test_accepted(http: httpx.AsyncClient, fields: dict[str, Any]) -> None
         ({"zipar": {"adaptive": 1}}, "zipar.adaptive", "true or false"),
         ({"zipar": {"timeout": 0}}, "zipar.timeout", "0"),
         ({"background": "transparent"}, "background", "auto or opaque"),
-        ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
-        ({"output_format": "svg"}, "output_format", "png, webp, jpeg"),
+        ({"output_format": "gif"}, "output_format", "png or webp or jpeg"),
+        ({"output_format": "svg"}, "output_format", "png or webp or jpeg"),
         ({"output_compression": 50}, "output_compression", "webp or jpeg"),
         ({"output_compression": 101, "output_format": "jpeg"}, "output_compression", "0 to 100"),
         ({"response_format": "url"}, "response_format", "b64_json"),
@@ -142,7 +146,7 @@ async def test_refused_by_name(
     assert allowed in body["message"]
     assert body["type"] == "invalid_request_error"
     assert len(body["message"]) < 300
-    assert not engine.requests
+    assert not engine.images
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"[1]", b"\xff\xfe", b"", b"[" * 100_000])
@@ -190,7 +194,7 @@ class TestLimits:
     ) -> None:
         engine.hold_at = 1
         waiting = asyncio.create_task(http.post(URL, json={"prompt": "x", "n": 2}))
-        while len(engine.requests) < 2:
+        while len(engine.images) < 2:
             await asyncio.sleep(0)
         refused = await http.post(URL, json={"prompt": "x"})
         assert refused.status_code == 503
@@ -205,7 +209,7 @@ class TestLimits:
         answer = await http.post(URL, json={"prompt": "x"})
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"
-        assert engine.closed == [engine.requests[0][0]]
+        assert engine.closed == engine.request_ids
 
 
 async def test_a_request_may_set_a_deadline_of_its_own(
@@ -215,7 +219,7 @@ async def test_a_request_may_set_a_deadline_of_its_own(
     answer = await http.post(URL, json={"prompt": "x", "zipar": {"timeout": 0.1}})
     assert answer.status_code == 504
     assert "0.1 s" in answer.json()["error"]["message"]
-    assert engine.closed == [engine.requests[0][0]]
+    assert engine.closed == engine.request_ids
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ async def test_engine_failures(
     assert ("retry-after" in answer.headers) is retry
     assert "secret" not in answer.text
     assert isinstance(answer.json()["error"]["message"], str)
-    assert sorted(engine.closed) == sorted(r[0] for r in engine.requests)
+    assert sorted(engine.closed) == sorted(engine.request_ids)
 
 
 async def test_disconnect_closes_the_engines_stream(
@@ -244,39 +248,14 @@ async def test_disconnect_closes_the_engines_stream(
 ) -> None:
     """A client that goes away is an ``http.disconnect`` message behind the body."""
     engine.hold_at = 3
-    body = b'{"prompt": "x", "n": 2}'
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-    gone = asyncio.Event()
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop(0)
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": URL,
-        "raw_path": URL.encode(),
-        "query_string": b"",
-        "headers": [(b"host", b"test")],
-        "scheme": "http",
-        "server": ("test", 80),
-        "http_version": "1.1",
-    }
-    task = asyncio.create_task(http.app(scope, receive, send))  # type: ignore[attr-defined]
+    _, leave, task = post_raw(http, b'{"prompt": "x", "n": 2}')
     while engine.steps_taken < 4:
         await asyncio.sleep(0)
     assert engine.closed == []
-    gone.set()
+    leave.set()
     await asyncio.wait_for(task, 5)
     assert len(engine.closed) == 2
-    assert http.app.state.zipar_images._active == 0  # type: ignore[attr-defined]
+    assert http.app.state.zipar_images.admission.active == 0  # type: ignore[attr-defined]
 
 
 class TestStorage:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from server.errors import APIError
-from server.jobs import parse_request
-from server.options import ServerOptions
+from server.options import ServerOptions, flag_of
+from server.prepare import parse_request
 from server.routes import router
 from server.schemas import request_schema
+from zipar_vllm.errors import InvalidOptionError
 
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 OPTIONS = request_schema()["properties"]
@@ -24,7 +23,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    flags = ["--" + field.name.replace("_", "-") for field in fields(ServerOptions)]
+    flags = [flag_of(name) for name in ServerOptions.model_fields]
     assert [flag for flag in flags if f"| `{flag}` |" not in API] == []
 
 
@@ -44,7 +43,7 @@ def test_documented_limits_are_those_that_hold(name: str) -> None:
     schema = OPTIONS[name]["anyOf"][0]
     high = schema["maximum"]
     parse_request({"prompt": "x", name: high})
-    with pytest.raises(APIError, match=f"{name}: got .*, allowed is"):
+    with pytest.raises(InvalidOptionError, match=f"{name}: got .*, allowed is"):
         parse_request({"prompt": "x", name: high + 1})
     line = next(line for line in API.splitlines() if line.startswith(f"| `{name}`"))
     words = "2^63 - 1" if name == "seed" else f"{high:,.0f}"

@@ -12,17 +12,18 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 from PIL import Image
+from prometheus_client import REGISTRY
 
-from server import metrics
-from server.access_log import Entry
+from server.access_log import AccessRecord
 from server.options import ServerOptions
 from server.pixels import NEUTRAL
 from server.schemas import ImageGenerationRequest
 from server.service import ImageService
 from server.streaming import PartialSchedule, stream_events, with_keep_alive
+from tests.fakes import FakeEngine
 from zipar_vllm.errors import EngineUnavailableError
 
-from .conftest import FakeEngine, post_raw
+from .conftest import post_raw
 
 URL = "/v1/images/generations"
 
@@ -65,13 +66,20 @@ async def test_first_partial_arrives_while_the_engine_still_decodes(
 ) -> None:
     """By engine step, not by time: the event is out before the engine may go on."""
     engine.hold_at = 4
-    events = stream_events(*job_of(http), 2, Entry("id"))
+    events = stream_events(*job_of(http), 2, AccessRecord("id"))
     first = await anext(events)
     assert "partial_image" in first
     assert engine.steps_taken < 4
     engine.gate.set()
     rest = [event async for event in events]
     assert len(rest) == 2
+
+
+def active(http: httpx.AsyncClient) -> int:
+    """Images in hand, by the server's books, which the metric has to repeat."""
+    count = http.app.state.zipar_images.admission.active  # type: ignore[attr-defined]
+    assert REGISTRY.get_sample_value("zipar:images_active") == count
+    return count
 
 
 def job_of(http: httpx.AsyncClient) -> Any:
@@ -124,7 +132,7 @@ async def test_closing_the_stream_closes_the_engines(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.hold_at = 4
-    events = stream_events(*job_of(http), 3, Entry("id"))
+    events = stream_events(*job_of(http), 3, AccessRecord("id"))
     await anext(events)
     await events.aclose()
     assert len(engine.closed) == 1
@@ -141,11 +149,11 @@ async def test_a_client_that_leaves_frees_its_place(
     async with asyncio.timeout(5):
         while not engine.waiting or (hold_at > 1 and len(sent) < 2):
             await asyncio.sleep(0)
-    assert metrics.images_active._value.get() == 1
+    assert active(http) == 1
     leave.set()
     await asyncio.wait_for(task, 5)
     assert len(engine.closed) == 1
-    assert metrics.images_active._value.get() == 0
+    assert active(http) == 0
 
 
 class TestDeadline:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .step import StepInputs
+from .interface import AttentionInputs
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ VECTOR = 16
 
 
 @dataclass(frozen=True, slots=True)
-class CPUPlan:
+class CPUMetadata:
     """Arrays of one step, kept alive while their addresses are in use."""
 
-    step: StepInputs
+    step: AttentionInputs
     lane_blocks: np.ndarray[Any, np.dtype[np.int64]]
     lane_written: np.ndarray[Any, np.dtype[np.int64]]
 
@@ -42,10 +42,10 @@ class CPUAttention:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._attend = library.zipar_attend
 
-    def plan(self, step: StepInputs) -> CPUPlan:
+    def prepare(self, step: AttentionInputs) -> CPUMetadata:
         """Find the rows of the tables in memory."""
         blocks, written = step.block_table, step.written
-        return CPUPlan(
+        return CPUMetadata(
             step=step,
             lane_blocks=blocks.data_ptr() + step.lanes * (blocks.stride(0) * 8),
             lane_written=written.data_ptr() + step.lanes * written.stride(0),
@@ -57,12 +57,12 @@ class CPUAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         cache: torch.Tensor,
-        plan: CPUPlan,
+        metadata: CPUMetadata,
         scale: float,
         output: torch.Tensor,
     ) -> None:
         """Write this step's keys and values, then attend; see :class:`AttentionKernel`."""
-        step = plan.step
+        step = metadata.step
         _, kv_heads, block_size, size = cache.shape
         self._attend(
             query.element_size(),
@@ -80,8 +80,8 @@ class CPUAttention:
             step.positions.data_ptr(),
             step.lane_starts.ctypes.data,
             len(step.lanes),
-            plan.lane_blocks.ctypes.data,
-            plan.lane_written.ctypes.data,
+            metadata.lane_blocks.ctypes.data,
+            metadata.lane_written.ctypes.data,
             scale,
             query.shape[1],
             kv_heads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import cpu_attention
-from .step import AttentionKernel
+from .interface import AttentionKernel
 from .torch_attention import TorchAttention
 
 

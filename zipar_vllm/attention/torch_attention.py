@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .step import StepInputs
+from .interface import AttentionInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class LaneGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TorchPlan:
+class TorchMetadata:
     """Lanes grouped by how many queries they have: ready sets first, then prompts."""
 
     slot_mapping: torch.Tensor
@@ -56,11 +56,11 @@ class TorchAttention:
         self._heads_per_kv_head = heads_per_kv_head
         self._dtype = dtype
 
-    def plan(self, step: StepInputs) -> TorchPlan:
+    def prepare(self, step: AttentionInputs) -> TorchMetadata:
         """Group the lanes and work out each group's mask."""
         bounds = [(0, step.num_decoding), (step.num_decoding, len(step.lanes))]
         groups = tuple(self._group(step, first, last) for first, last in bounds if first < last)
-        return TorchPlan(step.slot_mapping, groups)
+        return TorchMetadata(step.slot_mapping, groups)
 
     def run(
         self,
@@ -68,7 +68,7 @@ class TorchAttention:
         key: torch.Tensor,
         value: torch.Tensor,
         cache: torch.Tensor,
-        plan: TorchPlan,
+        metadata: TorchMetadata,
         scale: float,
         output: torch.Tensor,
     ) -> None:
@@ -77,13 +77,13 @@ class TorchAttention:
         # Slots outermost within a block, so that a lane's blocks gather into one run of slots.
         cache = cache.view(blocks, block_size, kv_heads, size)
         slots = cache.view(-1, kv_heads, size)
-        slots.index_copy_(0, plan.slot_mapping, torch.cat([key, value], dim=-1))
-        for group in plan.groups:
+        slots.index_copy_(0, metadata.slot_mapping, torch.cat([key, value], dim=-1))
+        for group in metadata.groups:
             output[group.start : group.stop] = _attend(
                 query[group.start : group.stop], cache, group, scale
             )
 
-    def _group(self, step: StepInputs, first: int, last: int) -> LaneGroup:
+    def _group(self, step: AttentionInputs, first: int, last: int) -> LaneGroup:
         device = step.positions.device
         starts, ends = step.lane_starts[first:last], step.lane_starts[first + 1 : last + 1]
         start, stop = int(starts[0]), int(ends[-1])

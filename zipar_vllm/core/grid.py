@@ -10,7 +10,7 @@ class Grid:
     """A picture of ``rows`` x ``columns`` tokens, flattened row by row.
 
     With ``row_terminator`` every row is followed by one fixed token (Emu3 and Lumina-mGPT
-    have it, LlamaGen and Janus do not), so a row takes ``stride`` raster slots.
+    have it, LlamaGen and Janus do not), so a row takes ``stride`` positions.
 
     Raises:
         ValueError: ``rows`` or ``columns`` is smaller than 1.
@@ -28,33 +28,37 @@ class Grid:
 
     @property
     def stride(self) -> int:
-        """Raster slots a row takes, terminator included."""
+        """Positions per row, terminator included."""
         return self.columns + int(self.row_terminator)
 
     @property
-    def num_slots(self) -> int:
-        """Raster slots of the whole picture, terminators included."""
+    def num_positions(self) -> int:
+        """Tokens of the whole picture, terminators included."""
         return self.rows * self.stride
 
     @property
     def num_sampled(self) -> int:
-        """Tokens the model has to sample: every slot but the terminators."""
+        """Tokens that the model has to sample: all but the terminators."""
         return self.rows * self.columns
 
-    def slot(self, row: int, column: int) -> int:
-        """Raster slot of a token; ``column == columns`` names the row's terminator."""
+    def position(self, row: int, column: int) -> int:
+        """Position of a token in raster order; ``column == columns`` names the terminator."""
         return row * self.stride + column
 
-    def window(self, window: int) -> int:
-        """The window that takes effect: one wider than the grid decodes like ``columns``.
+    def num_steps(self, window: int) -> int:
+        """Forward passes per image under a fixed window, the prefill counted (ZipAR, section 3.2).
 
         Raises:
-            ValueError: ``window`` is smaller than 1.
+            ValueError: ``window`` is smaller than 1 or wider than the grid.
         """
-        if window < 1:
-            raise ValueError(f"a window is at least 1, got {window}")
-        return min(window, self.columns)
+        self.check_window(window)
+        return self.columns + (self.rows - 1) * window
 
-    def num_steps(self, window: int) -> int:
-        """Forward passes an image takes, the prefill counted (ZipAR, section 3.2)."""
-        return self.columns + (self.rows - 1) * self.window(window)
+    def check_window(self, window: int) -> None:
+        """Refuse what is no window of this grid.
+
+        Raises:
+            ValueError: ``window`` is smaller than 1 or wider than the grid.
+        """
+        if not 1 <= window <= self.columns:
+            raise ValueError(f"window: got {window}, allowed is 1 to {self.columns}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .grid import Grid
-from .sampling import SamplingFlags, guide, gumbel_noise, sample, uniform_noise
+from .sampling import SamplingBatch, guide, gumbel_noise, uniform_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +70,23 @@ class _Lane:
 
 
 @dataclass
-class _Candidate:
+class _Draft:
     """A row's first token while more of the row above may change it."""
 
     token: int
     weights: torch.Tensor
     attempts: int = 0
 
-    def check(self, weights: torch.Tensor, seed: int, position: int) -> bool:
+    def verify(self, weights: torch.Tensor, seed: int, position: int) -> bool:
         """Rejection sampling: keep the token, or draw one from what the new weights have more."""
         self.attempts += 1
         noise = (torch.tensor([seed]), torch.tensor([position + (self.attempts << 32)]))
-        kept = float(uniform_noise(*noise)) * self.weights[self.token] <= weights[self.token]
-        if not kept:
+        accepted = float(uniform_noise(*noise)) * self.weights[self.token] <= weights[self.token]
+        if not accepted:
             more = (weights - self.weights).clamp(min=0)
             self.token = int((more.log() + gumbel_noise(*noise, len(more))[0]).argmax())
         self.weights = weights
-        return bool(kept)
+        return bool(accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +106,14 @@ class _Sampling:
         conditional, unconditional = (lane.unsqueeze(0) for lane in lanes)
         return guide(conditional, unconditional, torch.tensor([self.guidance_scale]))[0]
 
-    def draw(self, logits: torch.Tensor, position: int) -> int:
-        options = (
-            np.array([self.temperature], dtype=np.float32),
-            np.array([self.top_k]),
-            np.array([self.top_p], dtype=np.float32),
-        )
-        code = sample(
-            logits.unsqueeze(0),
-            temperature=torch.from_numpy(options[0]),
-            top_k=torch.from_numpy(options[1]),
-            top_p=torch.from_numpy(options[2]),
-            seeds=torch.tensor([self.seed]),
-            positions=torch.tensor([position]),
-            flags=SamplingFlags.of(*options),
-        )
-        return int(code)
+    def sample(self, logits: torch.Tensor, position: int) -> int:
+        options = {
+            "seed": np.array([self.seed]),
+            "temperature": np.array([self.temperature], dtype=np.float32),
+            "top_k": np.array([self.top_k]),
+            "top_p": np.array([self.top_p], dtype=np.float32),
+        }
+        return int(SamplingBatch.of(options, np.array([position])).sample(logits.unsqueeze(0)))
 
     def distribution(self, logits: torch.Tensor) -> torch.Tensor:
         order = logits.argsort(descending=True)
@@ -157,13 +149,14 @@ def decode_image(
         model: A Hugging Face causal language model in float32.
         prompt_ids: Conditional prompt.
         grid: The grid; must have a terminator exactly if ``row_terminator_id`` is given.
-        window: 1 or more; at least ``grid.columns`` is raster order.
+        window: 1 to ``grid.columns``, which is raster order.
         adaptive: Whether the window is only the least that a row waits for.
         image_tokens: First id and number of the image tokens.
         row_terminator_id: Token that ends every row, or None.
         unconditional_ids: Prompt of the unconditional lane; empty turns guidance off.
-        guidance_scale, temperature, top_k, top_p, seed: As :class:`zipar_vllm.config.ImageParams`.
+        guidance_scale, temperature, top_k, top_p, seed: As :class:`zipar_vllm.params.ImageParams`.
     """
+    grid.check_window(window)
     start, count = image_tokens
     width, rows = grid.columns, grid.rows
     lanes = [_Lane(model, len(ids)) for ids in (prompt_ids, unconditional_ids) if ids]
@@ -178,42 +171,42 @@ def decode_image(
         lane.feed(ids, list(range(len(ids))))[-1] for lane, ids in zip(lanes, prompts, strict=True)
     ]
     decoded: list[list[int]] = [[] for _ in range(rows)]
-    decoded[0].append(start + sampling.draw(guided(first), 0))
+    decoded[0].append(start + sampling.sample(guided(first), 0))
     closed = [False] * rows  # the row's last token has been fed
-    candidate: _Candidate | None = None  # for the next row's first token
+    draft: _Draft | None = None  # for the next row's first token
     passes = 1
     while len(decoded[-1]) < width:
-        inputs: dict[int, tuple[int, int | None]] = {}  # slot -> token, row it predicts for
+        inputs: dict[int, tuple[int, int | None]] = {}  # position -> token, row it predicts for
         before = [len(row) for row in decoded]
         for row in range(rows):
             if 0 < before[row] < width:
-                inputs[grid.slot(row, before[row] - 1)] = (decoded[row][-1], row)
+                inputs[grid.position(row, before[row] - 1)] = (decoded[row][-1], row)
             elif before[row] == width and not closed[row]:
-                inputs[grid.slot(row, width - 1)] = (decoded[row][-1], None)
+                inputs[grid.position(row, width - 1)] = (decoded[row][-1], None)
                 closed[row] = True
-            elif row and not before[row] and before[row - 1] >= min(window, width):
+            elif row and not before[row] and before[row - 1] >= window:
                 opening = decoded[row - 1][-1] if row_terminator_id is None else row_terminator_id
-                inputs[grid.slot(row, 0) - 1] = (opening, row)
-        slots = sorted(inputs)
-        tokens = [inputs[slot][0] for slot in slots]
-        logits = [lane.feed(tokens, [lane.prompt_length + s for s in slots]) for lane in lanes]
-        for index, slot in enumerate(slots):
-            target = inputs[slot][1]
+                inputs[grid.position(row, 0) - 1] = (opening, row)
+        fed = sorted(inputs)
+        tokens = [inputs[position][0] for position in fed]
+        logits = [lane.feed(tokens, [lane.prompt_length + p for p in fed]) for lane in lanes]
+        for index, position in enumerate(fed):
+            target = inputs[position][1]
             if target is None:
                 continue
             scores = guided([lane[index] for lane in logits])
             if before[target] or not adaptive:
-                code = sampling.draw(scores, target * width + before[target])
+                code = sampling.sample(scores, target * width + before[target])
                 decoded[target].append(start + code)
                 continue
-            weights, kept = sampling.distribution(scores), False
-            if candidate is None:
-                candidate = _Candidate(sampling.draw(scores, target * width), weights)
+            weights, accepted = sampling.distribution(scores), False
+            if draft is None:
+                draft = _Draft(sampling.sample(scores, target * width), weights)
             else:
-                kept = candidate.check(weights, seed, target * width)
-            if kept or before[target - 1] == width:
-                decoded[target].append(start + candidate.token)
-                candidate = None
+                accepted = draft.verify(weights, seed, target * width)
+            if accepted or before[target - 1] == width:
+                decoded[target].append(start + draft.token)
+                draft = None
         passes += 1
     ending = [] if row_terminator_id is None else [row_terminator_id]
     return ReferenceResult([token for row in decoded for token in [*row, *ending]], passes)

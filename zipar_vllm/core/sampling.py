@@ -7,11 +7,21 @@ et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+OPTION_DTYPES: dict[str, type[np.generic]] = {
+    "seed": np.int64,
+    "temperature": np.float32,
+    "top_k": np.int64,
+    "top_p": np.float32,
+}
+"""The options of an image that its tokens are sampled by, as arrays of many images hold them."""
 
 _MASK32 = 0xFFFFFFFF
 _UNIFORM_BITS = 23
@@ -23,31 +33,26 @@ class SamplingFlags:
     """What a batch asks for, known on the host so that no device has to be waited for.
 
     Attributes:
-        all_greedy: Every row takes its highest logit.
-        truncated: Some row that samples has a top-k, or a top-p below 1.
-        width: How many of the highest logits have to be sorted for that; 0 means all.
+        all_greedy: Every token takes its highest logit.
+        truncated: Some token that is sampled has a top-k, or a top-p below 1.
+        top: How many of the highest logits have to be sorted for that; 0 means all.
     """
 
     all_greedy: bool
     truncated: bool
-    width: int
+    top: int
 
     @classmethod
-    def of(
-        cls,
-        temperature: NDArray[np.float32],
-        top_k: NDArray[np.int64],
-        top_p: NDArray[np.float32],
-    ) -> SamplingFlags:
-        """Summarise host arrays of shape ``[n]``."""
-        sampled = temperature > 0
+    def of(cls, options: Mapping[str, NDArray[Any]]) -> SamplingFlags:
+        """Summarise host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`."""
+        sampled = options["temperature"] > 0
         if not sampled.any():
-            return cls(all_greedy=True, truncated=False, width=0)
-        widths = top_k[sampled]
+            return cls(all_greedy=True, truncated=False, top=0)
+        top_k = options["top_k"][sampled]
         return cls(
             all_greedy=False,
-            truncated=bool((widths > 0).any() or (top_p[sampled] < 1).any()),
-            width=int(widths.max()) if (widths > 0).all() else 0,
+            truncated=bool((top_k > 0).any() or (options["top_p"][sampled] < 1).any()),
+            top=int(top_k.max()) if (top_k > 0).all() else 0,
         )
 
 
@@ -63,78 +68,88 @@ def guide(
     return unconditional + scale.unsqueeze(1) * (conditional - unconditional)
 
 
-def sample(
-    logits: torch.Tensor,
-    *,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seeds: torch.Tensor,
-    positions: torch.Tensor,
-    flags: SamplingFlags,
-) -> torch.Tensor:
-    """Draw one token a row: temperature, then top-k, then top-p, then Gumbel-max.
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """How each of n tokens is sampled; all tensors are ``[n]`` and on one device.
 
-    Of logits equal to the k-th highest, those with ``torch.topk``'s preference are kept: the
-    choice is the same every time, and exactly k remain.
-
-    Args:
-        logits: float32 ``[n, count]``.
-        temperature: float32 ``[n]``; 0 takes the highest logit.
-        top_k: int64 ``[n]``; 0 keeps all.
-        top_p: float32 ``[n]`` in (0, 1].
-        seeds: int64 ``[n]``.
-        positions: int64 ``[n]``, the tokens' places in the grid, ``row * columns + column``.
-        flags: The batch's summary; must agree with the arrays.
-
-    Returns:
-        int64 ``[n]`` in [0, count).
+    Attributes:
+        temperature: float32; 0 takes the highest logit.
+        top_k: int64; 0 keeps all.
+        top_p: float32 in (0, 1].
+        seed: int64.
+        position: int64, the tokens' places in the grid, ``row * columns + column``.
+        flags: The batch's summary; must agree with the tensors.
     """
-    if flags.all_greedy:
-        return logits.argmax(dim=-1)
-    greedy = (temperature == 0).unsqueeze(1)
-    scaled, tokens = _scale(logits, temperature, top_k, top_p, flags)
-    noise = gumbel_noise(seeds, positions, logits.shape[1], tokens).masked_fill(greedy, 0.0)
-    choice = (scaled + noise).argmax(dim=-1, keepdim=True)
-    return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
 
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+    position: torch.Tensor
+    flags: SamplingFlags
 
-def probabilities(
-    logits: torch.Tensor,
-    *,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    flags: SamplingFlags,
-) -> torch.Tensor:
-    """The distribution that :func:`sample` draws from: float32 ``[n, count]``.
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, NDArray[Any]],
+        position: NDArray[np.int64],
+        device: torch.device | str = "cpu",
+    ) -> SamplingBatch:
+        """Bring host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`, to the device."""
+        tensors = {
+            name: torch.from_numpy(array).to(device, non_blocking=True)
+            for name, array in {**options, "position": position}.items()
+        }
+        return cls(**tensors, flags=SamplingFlags.of(options))
 
-    Its arguments are those of :func:`sample`; a greedy row has all its weight on one token.
-    """
-    highest = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    if flags.all_greedy:
-        return highest
-    scaled, tokens = _scale(logits, temperature, top_k, top_p, flags)
-    weights = scaled.softmax(dim=-1)
-    if tokens is not None:
-        weights = torch.zeros_like(logits).scatter_(1, tokens, weights)
-    return torch.where((temperature == 0).unsqueeze(1), highest, weights)
+    def __getitem__(self, index: torch.Tensor) -> SamplingBatch:
+        """Some of the tokens: int64 or bool index on the device."""
+        tensors = {name: getattr(self, name)[index] for name in (*OPTION_DTYPES, "position")}
+        return SamplingBatch(**tensors, flags=self.flags)
 
+    def sample(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draw the tokens: temperature, then top-k, then top-p, then Gumbel-max.
 
-def _scale(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    flags: SamplingFlags,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits after temperature, top-k and top-p; sorted, with their tokens, where those cut."""
-    scaled = logits / temperature.masked_fill(temperature == 0, 1.0).unsqueeze(1)
-    if not flags.truncated:
-        return scaled, None
-    count = logits.shape[1]
-    scaled, tokens = scaled.topk(min(flags.width, count) or count, dim=-1)
-    return _truncate(scaled, top_k, top_p), tokens
+        Of logits equal to the k-th highest, those with ``torch.topk``'s preference are kept: the
+        choice is the same every time, and exactly k remain.
+
+        Args:
+            logits: float32 ``[n, count]``.
+
+        Returns:
+            int64 ``[n]`` in [0, count).
+        """
+        if self.flags.all_greedy:
+            return logits.argmax(dim=-1)
+        greedy = (self.temperature == 0).unsqueeze(1)
+        scaled, tokens = self._scale(logits)
+        noise = gumbel_noise(self.seed, self.position, logits.shape[1], tokens)
+        choice = (scaled + noise.masked_fill(greedy, 0.0)).argmax(dim=-1, keepdim=True)
+        return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The distributions that :meth:`sample` draws from: float32 ``[n, count]``.
+
+        A greedy token has all its weight on one.
+        """
+        highest = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        if self.flags.all_greedy:
+            return highest
+        scaled, tokens = self._scale(logits)
+        weights = scaled.softmax(dim=-1)
+        if tokens is not None:
+            weights = torch.zeros_like(logits).scatter_(1, tokens, weights)
+        return torch.where((self.temperature == 0).unsqueeze(1), highest, weights)
+
+    def _scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits after temperature, top-k and top-p; sorted, with their tokens, where those cut."""
+        temperature = self.temperature.masked_fill(self.temperature == 0, 1.0)
+        scaled = logits / temperature.unsqueeze(1)
+        if not self.flags.truncated:
+            return scaled, None
+        count = logits.shape[1]
+        scaled, tokens = scaled.topk(min(self.flags.top, count) or count, dim=-1)
+        return _truncate(scaled, self.top_k, self.top_p), tokens
 
 
 def _truncate(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -154,16 +169,16 @@ def gumbel_noise(
     count: int,
     tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Standard Gumbel noise, a pure function of (seed, position, token).
+    """Draw standard Gumbel noise, a pure function of (seed, position, token).
 
     Args:
         seeds: int64 ``[n]``.
         positions: int64 ``[n]``.
         count: Number of tokens.
-        tokens: int64 ``[n, width]``, the tokens wanted; all ``count`` of them if None.
+        tokens: int64 ``[n, m]``, the tokens wanted; all ``count`` of them if None.
 
     Returns:
-        float32 ``[n, width]``.
+        float32 ``[n, m]``.
     """
     if tokens is None:
         tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
@@ -172,7 +187,7 @@ def gumbel_noise(
 
 
 def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in (0, 1), a pure function of (seed, position), not used for any token.
+    """Draw uniform numbers in (0, 1), a pure function of (seed, position) used for no token.
 
     Returns:
         float32 ``[n]``.
@@ -182,12 +197,12 @@ def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _uniform(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    bits = _hash_tokens(_hash_rows(seeds, positions), tokens)
+    bits = _hash_tokens(_hash_positions(seeds, positions), tokens)
     uniform: torch.Tensor = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
     return uniform
 
 
-def _hash_rows(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _hash_positions(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """64 well-mixed bits of (seed, position): splitmix64's finaliser (Steele et al., 2014)."""
     x = seeds + (positions + 1) * -7046029254386353131  # the golden ratio, as splitmix64 steps
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687
@@ -195,14 +210,14 @@ def _hash_rows(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _hash_tokens(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """32 well-mixed bits of (row hash, token), in int64 ``[n, width]``.
+def _hash_tokens(hashes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """32 well-mixed bits of (position hash, token), in int64 ``[n, m]``.
 
     Two rounds of the multiply-xorshift hash "lowbias32" (C. Wellons, hash-prospector, 2018), one
-    for each half of the row's hash. Products of two 32-bit numbers wrap modulo 2**64, which
+    for each half of the position's hash. Products of two 32-bit numbers wrap modulo 2**64, which
     leaves their low 32 bits right.
     """
-    low, high = (rows & _MASK32).unsqueeze(1), _shift_right(rows, 32).unsqueeze(1)
+    low, high = (hashes & _MASK32).unsqueeze(1), _shift_right(hashes, 32).unsqueeze(1)
     x = _lowbias32((tokens * 0x9E3779B1 + low) & _MASK32)
     return _lowbias32(x ^ high)
 

@@ -18,19 +18,19 @@ def feed_steps(grid: Grid, window: int, prompt_length: int) -> torch.Tensor:
     row i at ``(i + 1) * window``: it is known, so it is fed early, to start the next row.
 
     Returns:
-        int64 tensor of shape ``[prompt_length + grid.num_slots]``.
+        int64 tensor of shape ``[prompt_length + grid.num_positions]``.
 
     Raises:
         ValueError: the grid has no row terminator (a proxy is then fed twice, so no single
-            step describes its position), or ``window`` is smaller than 1.
+            step describes its position), or ``window`` is none of its windows.
     """
     if not grid.row_terminator:
         raise ValueError("the closed form needs a grid with a row terminator")
-    w = grid.window(window)
+    grid.check_window(window)
     rows = torch.arange(grid.rows).unsqueeze(1)
     columns = torch.arange(grid.stride).unsqueeze(0)
-    steps = rows * w + columns + 1
-    steps[:, grid.columns] = (rows.squeeze(1) + 1) * w
+    steps = rows * window + columns + 1
+    steps[:, grid.columns] = (rows.squeeze(1) + 1) * window
     return torch.cat([torch.zeros(prompt_length, dtype=torch.int64), steps.flatten()])
 
 
@@ -38,8 +38,8 @@ def visibility_mask(grid: Grid, window: int, prompt_length: int) -> torch.Tensor
     """Which key each query sees: those at or before it, in raster order and in time.
 
     Returns:
-        bool tensor ``[L, L]`` (query, key), ``L = prompt_length + grid.num_slots``;
-        with ``window >= columns`` it is the causal mask.
+        bool tensor ``[L, L]`` (query, key), ``L = prompt_length + grid.num_positions``;
+        with ``window == columns`` it is the causal mask.
 
     Raises:
         ValueError: as :func:`feed_steps`.

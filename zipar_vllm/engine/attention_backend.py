@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zipar_vllm.attention.step import AttentionKernel
+from zipar_vllm.attention.interface import AttentionKernel
 
 from .vllm_api import (
     AttentionBackend,
@@ -23,18 +23,17 @@ from .vllm_api import (
 
 def register() -> None:
     """Make vLLM build its attention layers with this backend, in the calling process."""
-    member = AttentionBackendEnum.CPU_ATTN if current_platform.is_cpu() else "CUSTOM"
-    if isinstance(member, str):
-        member = AttentionBackendEnum[member]
+    is_cpu = current_platform.is_cpu()
+    member = AttentionBackendEnum.CPU_ATTN if is_cpu else AttentionBackendEnum.CUSTOM
     register_backend(member, f"{__name__}.{ZipARAttentionBackend.__name__}")
 
 
 @dataclass(frozen=True, slots=True)
 class StepAttention:
-    """A step's attention metadata, the same for every layer: a kernel and its plan."""
+    """A step's attention metadata, the same for every layer: a kernel and what it prepared."""
 
     kernel: AttentionKernel
-    plan: Any
+    metadata: Any
 
 
 class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
@@ -129,6 +128,6 @@ class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
         if attn_metadata is None:
             return output.zero_()
         attn_metadata.kernel.run(
-            query, key, value, kv_cache, attn_metadata.plan, self.scale, output
+            query, key, value, kv_cache, attn_metadata.metadata, self.scale, output
         )
         return output

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.errors import ImageTooLargeError
-
-from .job import ImageJob
 
 
 def check_capacity(job: ImageJob, vllm_config: Any) -> None:
-    """Refuse an image that no waiting would make room for.
+    """Raise if the image can never fit, however long it waits.
 
     Args:
         job: The image.
@@ -25,13 +24,13 @@ def check_capacity(job: ImageJob, vllm_config: Any) -> None:
     if needed > usable:
         raise ImageTooLargeError(f"the image needs {needed} KV blocks, the cache has {usable}")
     budget = vllm_config.scheduler_config.max_num_batched_tokens
-    if job.width > budget:
+    if job.max_inputs > budget:
         raise ImageTooLargeError(
-            f"a step of the image has up to {job.width} inputs, max_num_batched_tokens is {budget}"
+            f"a step of the image has up to {job.max_inputs} inputs, "
+            f"max_num_batched_tokens is {budget}"
         )
-    length = job.prompt_length + job.plan.grid.num_slots
     longest = vllm_config.model_config.max_model_len
-    if length > longest:
+    if job.num_tokens > longest:
         raise ImageTooLargeError(
-            f"the image takes {length} tokens with its prompts, max_model_len is {longest}"
+            f"the image takes {job.num_tokens} tokens with its prompts, max_model_len is {longest}"
         )

@@ -1,35 +1,29 @@
-"""Run the model over ready sets: one forward pass a step, for all images and lanes at once."""
+"""The model on one device: loaded and allocated as a vLLM worker asks, stepped by the decoder."""
 
 from __future__ import annotations
 
 import gc
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from zipar_vllm.attention.interface import AttentionKernel
 from zipar_vllm.attention.select import select_kernel
-from zipar_vllm.attention.step import AttentionKernel
+from zipar_vllm.decoding.batch import StepBatch
+from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.models.registry import load_spec
 
 from .attention_backend import StepAttention
-from .batch import BatchBuilder, SampleBatch, StepBatch
-from .job import ImageJob
-from .output import ImageRunnerOutput, Release, StepOutput
-from .sampler import StepSampler
-from .scheduler import ImageSchedulerOutput
-from .state import ImageState, StateTable
-from .timing import StepTimes
+from .messages import ImageRunnerOutput, ImageSchedulerOutput, StepOutput
+from .runner_stubs import UnusedRunnerMethods
 from .vllm_api import (
     AttentionLayerBase,
     CompilationMode,
     KVCacheConfig,
     KVCacheSpec,
     ModelRunnerOutput,
-    NewRequestData,
     VllmConfig,
     allocate_kv_cache,
     bind_kv_cache_to_layers,
@@ -38,13 +32,10 @@ from .vllm_api import (
     get_model,
     set_forward_context,
 )
-from .worker_contract import WorkerContract
-
-logger = logging.getLogger(__name__)
 
 
-class ImageModelRunner(WorkerContract):
-    """Owns the model, its KV cache and the state of running images, on one device.
+class ImageModelRunner(UnusedRunnerMethods):
+    """Owns the model and its KV cache; a step's images and its layout are the decoder's.
 
     What a vLLM worker calls on its model runner is what this class has; a contract test reads
     the list from vLLM's source.
@@ -64,16 +55,10 @@ class ImageModelRunner(WorkerContract):
         self.model: Any
         self.model_memory_usage = 0
         self.kv_caches: list[torch.Tensor] = []
-        self.times = StepTimes()
-        self._tokens = load_spec(vllm_config.model_config.model).tokens
         self._async = vllm_config.scheduler_config.async_scheduling
         self._pending: Any = None
-        self._table: StateTable
-        self._batches: BatchBuilder
-        self._sampler: StepSampler
+        self.decoder: ImageDecoder
         self._kernel: AttentionKernel
-
-    # ---- What a step does -------------------------------------------------------------------
 
     @torch.inference_mode()
     def execute_model(
@@ -83,20 +68,17 @@ class ImageModelRunner(WorkerContract):
 
         With asynchronous scheduling vLLM fetches the output by :meth:`sample_tokens`.
         """
-        self._update_images(scheduler_output)
-        if not scheduler_output.num_scheduled_tokens:
+        for request_id in scheduler_output.finished_req_ids:
+            self.decoder.remove(request_id)
+        for request in scheduler_output.scheduled_new_reqs:
+            job = scheduler_output.new_jobs[request.req_id]
+            prompt = request.prompt_token_ids or []
+            self.decoder.add(request.req_id, job, prompt, request.block_ids[0])
+        scheduled = scheduler_output.num_scheduled_tokens
+        if not scheduled:
             return ImageRunnerOutput(req_ids=[], req_id_to_index={})
-        decoding, prefilling = self._active(scheduler_output)
-        if decoding or prefilling:
-            with self.times.measure("prepare"):
-                batch = self._batches.build(decoding, prefilling)
-            with self.times.measure("forward"):
-                hidden = self._forward(batch)
-            with self.times.measure("sample"):
-                kept = self._sample(hidden, batch.samples)
-                self._advance(decoding, kept)
-            self.times.count_step()
-        output = self._release(scheduler_output)
+        result = self.decoder.step(scheduled, self)
+        output = StepOutput(list(scheduled), result, self.decoder.table.tokens)
         if not self._async:
             return output.get_output()
         self._pending = output
@@ -107,74 +89,17 @@ class ImageModelRunner(WorkerContract):
         output, self._pending = self._pending, None
         return output
 
-    def _update_images(self, output: ImageSchedulerOutput) -> None:
-        for request_id in output.finished_req_ids:
-            self._table.remove(request_id)
-        for request in output.scheduled_new_reqs:
-            self._add_image(request)
-
-    def _add_image(self, request: NewRequestData) -> None:
-        prompt = request.prompt_token_ids or []
-        job = ImageJob.from_request(len(prompt), request.sampling_params, self._tokens)
-        self._table.add(request.req_id, job, prompt, request.block_ids[0])
-
-    def _active(
-        self, output: ImageSchedulerOutput
-    ) -> tuple[list[tuple[ImageState, int]], list[tuple[ImageState, int]]]:
-        """Images to decode, each with its step, and to prefill, each with its tokens."""
-        decoding: list[tuple[ImageState, int]] = []
-        prefilling: list[tuple[ImageState, int]] = []
-        for request_id, count in output.num_scheduled_tokens.items():
-            image = self._table[request_id]
-            step = output.steps.get(request_id, 0)
-            if step == 0:
-                prefilling.append((image, count))
-            # Scheduling ahead, vLLM asks once more before it hears that an image is complete.
-            elif not (image.frontier and image.frontier.finished):
-                decoding.append((image, step))
-        return decoding, prefilling
-
-    def _forward(self, batch: StepBatch) -> torch.Tensor:
-        attention = StepAttention(self._kernel, self._kernel.plan(batch.attention))
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        """Run the model on a step; see :class:`~zipar_vllm.decoding.decoder.StepModel`."""
+        attention = StepAttention(self._kernel, self._kernel.prepare(batch.attention))
         with set_forward_context(
             attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
         ):
             return self.model(input_ids=batch.input_ids, positions=batch.positions)
 
-    def _sample(self, hidden: torch.Tensor, batch: SampleBatch) -> dict[int, bool]:
-        """Draw the step's tokens; says which rows that were tried start, by image."""
-        if not len(batch):
-            return {}
-        inputs = np.concatenate([batch.conditional, batch.unconditional])
-        logits = self.model.compute_logits(hidden[torch.from_numpy(inputs).to(self.device)])
-        logits = logits[:, self._tokens.start : self._tokens.stop].float()
-        return self._sampler.draw(logits, batch)
-
-    def _advance(self, decoded: list[tuple[ImageState, int]], kept: dict[int, bool]) -> None:
-        for image, _ in decoded:
-            if image.frontier is not None:
-                image.frontier.advance(kept.get(image.row, False))
-
-    def _release(self, output: ImageSchedulerOutput) -> StepOutput:
-        """Collect the rows that this step completed, in raster order."""
-        request_ids = list(output.num_scheduled_tokens)
-        releases, rows = [], {}
-        for index, request_id in enumerate(request_ids):
-            step = output.steps.get(request_id)
-            if step is None:
-                continue
-            image = self._table[request_id]
-            start, stride = image.job.prompt_length, image.job.plan.grid.stride
-            before, after = image.released, image.completed_rows(step)
-            if after > before:
-                release = Release(index, image.row, start + before * stride, start + after * stride)
-                releases.append(release)
-                image.released = after
-            if image.frontier is not None:
-                rows[request_id] = image.frontier.num_sampled
-        return StepOutput(request_ids, releases, self._table.tokens, rows)
-
-    # ---- What a worker sets up --------------------------------------------------------------
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits over the model's vocabulary."""
+        return self.model.compute_logits(hidden)  # type: ignore[no-any-return]
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load the model through vLLM, which shards, quantises and compiles it."""
@@ -216,15 +141,13 @@ class ImageModelRunner(WorkerContract):
         context = self.vllm_config.compilation_config.static_forward_context
         bind_kv_cache_to_layers(caches, context, kv_cache_groups=groups)
         self.kv_caches = list(caches.values())
-        self._table = StateTable(
+        self.decoder = ImageDecoder(
             max_images=self.vllm_config.scheduler_config.max_num_seqs,
             max_tokens=self.model_config.max_model_len,
             block_size=spec.block_size,
-            image_tokens=self._tokens,
+            vocabulary=load_spec(self.model_config.model).vocabulary,
             device=self.device,
         )
-        self._batches = BatchBuilder(self._table, self.device)
-        self._sampler = StepSampler(self._table, self._tokens, self.device)
         self._kernel = self._select_kernel(spec.block_size)
 
     def _select_kernel(self, block_size: int) -> AttentionKernel:

@@ -1,21 +1,13 @@
-"""What the engine does at this moment, from the scheduler to ``/metrics``.
-
-vLLM carries a scheduler's statistics to its API server after every step, in a type of its own
-that has no room for ours: a decoded image is more than one token a step. They travel in
-``running_lora_adapters``, the one open mapping of it that nothing reads here, because the engine
-refuses LoRA (:func:`~zipar_vllm.engine.arguments.check_config`).
-"""
+"""What the engine does at this moment, on ``/metrics``."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from prometheus_client import Gauge, Histogram
 
+from .borrowed import get_stats
 from .vllm_api import SchedulerStats, StatLoggerBase, VllmConfig
-
-PREFIX = "zipar."
 
 tokens_per_step = Histogram(
     "zipar:tokens_per_step",
@@ -37,35 +29,8 @@ guidance_lanes = Gauge(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ImageStats:
-    """A step's statistics.
-
-    Attributes:
-        tokens: Tokens sampled in the step.
-        rows: Rows in progress after it.
-        guidance_lanes: Images under guidance after it.
-    """
-
-    tokens: int
-    rows: int
-    guidance_lanes: int
-
-    def pack(self) -> dict[str, int]:
-        """As they travel."""
-        return {PREFIX + name: value for name, value in asdict(self).items()}
-
-    @classmethod
-    def unpack(cls, packed: dict[str, int]) -> ImageStats | None:
-        """Undo :meth:`pack`; None for the statistics of another scheduler."""
-        names = cls.__slots__
-        if any(PREFIX + name not in packed for name in names):
-            return None
-        return cls(**{name: packed[PREFIX + name] for name in names})
-
-
 class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
-    """Puts :class:`ImageStats` into Prometheus (entry point ``vllm.stat_logger_plugins``)."""
+    """Puts statistics into Prometheus (entry point group ``vllm.stat_logger_plugins``)."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         engine = str(engine_index)
@@ -83,7 +48,7 @@ class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
         """Count one step."""
         if scheduler_stats is None:
             return
-        stats = ImageStats.unpack(scheduler_stats.running_lora_adapters)
+        stats = get_stats(scheduler_stats)
         if stats is None:
             return
         if stats.tokens:

@@ -6,7 +6,7 @@ version changes this file and ``server/vllm_server.py`` first, then what the con
 
 from __future__ import annotations
 
-from vllm import SamplingParams
+from vllm import LLM, SamplingParams
 from vllm.config import CompilationMode, VllmConfig, get_layers_from_vllm_config
 from vllm.engine.protocol import EngineClient
 from vllm.forward_context import set_forward_context
@@ -38,6 +38,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.utils import allocate_kv_cache, bind_kv_cache_to_layers
 
 __all__ = [
+    "LLM",
     "AsyncModelRunnerOutput",
     "AsyncScheduler",
     "AttentionBackend",

@@ -9,37 +9,21 @@ from typing import Protocol
 import torch
 
 from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.params import ImageOptions
 
 
 @dataclass(frozen=True, slots=True)
-class ImageTokens:
-    """Where the picture's tokens lie in the model's vocabulary.
+class Prompts:
+    """What a model reads before the first image token, by lane.
 
     Attributes:
-        start: First image token id; image ids are contiguous.
-        count: Number of image tokens (the codebook size).
-        row_terminator: Id of the token that ends every row, or None.
+        conditional: Token ids of the conditional lane.
+        unconditional: Token ids of the unconditional lane, empty without guidance.
     """
 
-    start: int
-    count: int
-    row_terminator: int | None = None
-
-    @property
-    def stop(self) -> int:
-        """One past the last image token id."""
-        return self.start + self.count
-
-
-@dataclass(frozen=True, slots=True)
-class ImageDefaults:
-    """What a request gets that does not say otherwise, as in ``zipar_vllm.config.ImageParams``."""
-
-    window: int
-    guidance_scale: float
-    temperature: float
-    top_k: int
-    top_p: float
+    conditional: list[int]
+    unconditional: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +32,7 @@ class ImageModelSpec:
 
     Attributes:
         family: Name of the file in this package that knows the model.
-        tokens: Vocabulary layout.
+        vocabulary: The numberings of its image tokens.
         grids: Token grid by size string (``"192x192"``: width x height in pixels).
         defaults: Options of a request that names none.
         max_prompt_tokens: Longest prompt of one lane, in tokens, special tokens included.
@@ -56,9 +40,9 @@ class ImageModelSpec:
     """
 
     family: str
-    tokens: ImageTokens
+    vocabulary: Vocabulary
     grids: Mapping[str, Grid]
-    defaults: ImageDefaults
+    defaults: ImageOptions
     max_prompt_tokens: int
     details: Mapping[str, object] = field(default_factory=dict)
 
@@ -69,14 +53,17 @@ class ImageModel(Protocol):
     @property
     def spec(self) -> ImageModelSpec: ...
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of the conditional lane, up to where the first image token is predicted."""
-        ...
+    def prompts(self, text: str, negative: str | None, grid: Grid, guided: bool) -> Prompts:
+        """Token ids of both lanes, up to where the first image token is predicted.
 
-    def encode_unconditional(self, negative_prompt: str | None) -> list[int]:
-        """Token ids of the unconditional lane; a negative prompt takes the empty one's place."""
+        Args:
+            text: What to draw.
+            negative: What guidance steers away from; None is the model's own empty prompt.
+            grid: The picture's grid, which some models are told in the prompt.
+            guided: Whether there is an unconditional lane.
+        """
         ...
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Draw pictures: int64 ``[B, rows, columns]`` in [0, count) to uint8 ``[B, H, W, 3]``."""
+        """Render pictures: int64 codes ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
         ...

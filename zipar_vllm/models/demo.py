@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.params import ImageOptions, parse
 
-from .base import ImageDefaults, ImageModelSpec, ImageTokens
+from .base import ImageModelSpec, Prompts
 from .fsq import FSQAutoencoder
 
 FAMILY = "zipar-demo"
@@ -18,23 +22,41 @@ SPEC_FILE = "image_model.json"
 DEMO_PATH = Path(__file__).resolve().parent.parent / "demo"
 
 
-def load_spec(path: Path) -> ImageModelSpec:
-    """Read ``image_model.json``."""
-    raw = json.loads((path / SPEC_FILE).read_text())
-    tokens = ImageTokens(
-        start=raw["image_token_start"],
-        count=raw["image_token_count"],
-        row_terminator=raw["row_terminator_id"],
+def read(path: Path) -> dict[str, Any]:
+    """The contents of ``image_model.json``.
+
+    Raises:
+        ValueError: ``path`` has no such file, or it is of another family.
+    """
+    file = path / SPEC_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} is no image model: it has no {SPEC_FILE}")
+    contents: dict[str, Any] = json.loads(file.read_text())
+    family = contents.get("family")
+    if family != FAMILY:
+        raise ValueError(f"{file}: family {family!r} is unknown, known is {FAMILY!r}")
+    return contents
+
+
+def make_spec(contents: Mapping[str, Any]) -> ImageModelSpec:
+    """The facts that ``image_model.json`` states."""
+    vocabulary = Vocabulary(
+        first_id=contents["image_token_start"],
+        num_codes=contents["image_token_count"],
+        row_terminator=contents["row_terminator_id"],
     )
-    terminated = tokens.row_terminator is not None
-    special = len(raw["prompt_prefix_ids"]) + len(raw["prompt_suffix_ids"])
+    grids = {
+        grid["size"]: Grid(grid["rows"], grid["columns"], vocabulary.is_terminated)
+        for grid in contents["grids"]
+    }
+    special = len(contents["prompt_prefix_ids"]) + len(contents["prompt_suffix_ids"])
     return ImageModelSpec(
-        family=raw["family"],
-        tokens=tokens,
-        grids={g["size"]: Grid(g["rows"], g["columns"], terminated) for g in raw["grids"]},
-        defaults=ImageDefaults(**raw["defaults"]),
-        max_prompt_tokens=raw["max_prompt_tokens"] + special,
-        details={"styles": raw["styles"], "concepts": raw["concepts"]},
+        family=contents["family"],
+        vocabulary=vocabulary,
+        grids=grids,
+        defaults=parse(ImageOptions, contents["defaults"]),
+        max_prompt_tokens=contents["max_text_tokens"] + special,
+        details={"styles": contents["styles"], "concepts": contents["concepts"]},
     )
 
 
@@ -42,24 +64,23 @@ class DemoModel:
     """Prompts as ``<prefix> text <suffix>``; the unconditional prompt has no text."""
 
     def __init__(self, path: Path) -> None:
-        raw = json.loads((path / SPEC_FILE).read_text())
-        self.spec = load_spec(path)
-        self._prefix: list[int] = raw["prompt_prefix_ids"]
-        self._suffix: list[int] = raw["prompt_suffix_ids"]
-        self._max_text_tokens: int = raw["max_prompt_tokens"]
+        contents = read(path)
+        self.spec = make_spec(contents)
+        self._prefix: list[int] = contents["prompt_prefix_ids"]
+        self._suffix: list[int] = contents["prompt_suffix_ids"]
         self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self._autoencoder = FSQAutoencoder.from_pretrained(path / "vq")
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Encode a caption; text past ``max_prompt_tokens`` is cut (the model was trained so)."""
-        ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        return [*self._prefix, *ids[: self._max_text_tokens], *self._suffix]
+    def prompts(self, text: str, negative: str | None, grid: Grid, guided: bool) -> Prompts:
+        """Encode both lanes' texts; the grid is always the same."""
+        unconditional = self._encode(negative or "") if guided else []
+        return Prompts(self._encode(text), unconditional)
 
-    def encode_unconditional(self, negative_prompt: str | None) -> list[int]:
-        """Encode what guidance steers away from."""
-        return self.encode_prompt(negative_prompt or "")
+    def _encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [*self._prefix, *ids, *self._suffix]
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Draw pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
+        """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
         return self._autoencoder.decode(codes)

@@ -13,7 +13,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
+class AttentionInputs:
     """One step's queries, lane after lane.
 
     A lane is one sequence of KV slots: an image has one, or two under guidance. The visibility
@@ -52,8 +52,8 @@ class AttentionKernel(Protocol):
     orders the numbers within a block is its own affair.
     """
 
-    def plan(self, step: StepInputs) -> Any:
-        """Work out once a step what every layer needs."""
+    def prepare(self, step: AttentionInputs) -> Any:
+        """Work out once per step what every layer needs."""
         ...
 
     def run(
@@ -62,7 +62,7 @@ class AttentionKernel(Protocol):
         key: torch.Tensor,
         value: torch.Tensor,
         cache: torch.Tensor,
-        plan: Any,
+        metadata: Any,
         scale: float,
         output: torch.Tensor,
     ) -> None:
@@ -72,7 +72,7 @@ class AttentionKernel(Protocol):
             query: ``[inputs, heads, head_size]``.
             key, value: ``[inputs, kv_heads, head_size]``.
             cache: The layer's KV cache.
-            plan: What :meth:`plan` returned for this step.
+            metadata: What :meth:`prepare` returned for this step.
             scale: Multiplies the scores.
             output: ``[inputs, heads, head_size]``, written in place.
         """

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-class WorkerContract:
+class UnusedRunnerMethods:
     """Empty answers, in one place, so that the model runner holds what it does and no more."""
 
     def capture_model(self) -> int:

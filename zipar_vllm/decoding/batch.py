@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.step import StepInputs
-from zipar_vllm.core.frontier import NOT_SAMPLED
+from zipar_vllm.attention.interface import AttentionInputs
 
-from .state import ImageState, StateTable
-
-Ints = NDArray[np.int64]
+from .policy import IntArray, Verification
+from .table import ImageState, StateTable
 
 
 @dataclass(slots=True)
@@ -22,23 +20,23 @@ class _Lanes:
     """Inputs of some lanes, lane after lane.
 
     Attributes:
-        rows: Image row of each lane.
-        lanes: Lane row of each lane.
+        images: Table index of each lane's image.
+        lanes: Index of each lane in the lane tables.
         positions: Raster position of each lane's inputs, ascending.
-        sources: Where each lane's inputs stand in the image's token row.
+        sources: Where each lane's inputs stand in the image's row of tokens.
     """
 
-    rows: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
     lanes: list[int] = field(default_factory=list)
-    positions: list[Ints] = field(default_factory=list)
-    sources: list[Ints] = field(default_factory=list)
+    positions: list[IntArray] = field(default_factory=list)
+    sources: list[IntArray] = field(default_factory=list)
     size: int = 0
 
-    def add(self, image: ImageState, lane: int, positions: Ints, sources: Ints) -> int:
+    def add(self, image: ImageState, number: int, positions: IntArray, sources: IntArray) -> int:
         """Append a lane's inputs; returns where they start in this group."""
         start = self.size
-        self.rows.append(image.row)
-        self.lanes.append(image.lane(lane))
+        self.images.append(image.index)
+        self.lanes.append(image.lane(number))
         self.positions.append(positions)
         self.sources.append(sources)
         self.size += len(positions)
@@ -47,45 +45,57 @@ class _Lanes:
 
 @dataclass(slots=True)
 class _Samples:
-    """Which inputs' logits are sampled, and for which token; one array a request in each list."""
+    """Which inputs' logits are sampled, and for which token; one array per image in each list."""
 
-    conditional: list[Ints] = field(default_factory=list)
-    unconditional: list[Ints] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    targets: list[Ints] = field(default_factory=list)
-    grid_positions: list[Ints] = field(default_factory=list)
-    token_offsets: list[int] = field(default_factory=list)
-    openings: list[int] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
+    conditional: list[IntArray] = field(default_factory=list)
+    unconditional: list[IntArray] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    targets: list[IntArray] = field(default_factory=list)
+    grid_positions: list[IntArray] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    drafts: dict[type[Verification], tuple[list[IntArray], list[IntArray]]] = field(
+        default_factory=dict
+    )
     size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
+class DraftBatch:
+    """Entries of a sample batch that are drafts, and how often each was drawn before."""
+
+    entries: IntArray
+    attempts: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class SampleBatch:
-    """What a step samples, as host arrays of one entry a token.
+    """Tokens to sample in a step; host arrays, one entry per token.
 
     Attributes:
         conditional: Input whose logits predict the token.
-        guided: Places in this batch that have an unconditional lane.
+        guided: Entries of this batch that have an unconditional lane.
         unconditional: Their inputs on that lane.
-        rows: Image row.
-        token_slots: Place of the token in its image's token row.
+        images: Table index of the image.
+        offsets: Where the token stands in its image's row of tokens.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
-        openings: Places in this batch that open a row under an adaptive window.
-        attempts: How often each of those was predicted before.
+        drafts: By what decides on them, the entries that are drafts.
     """
 
-    conditional: Ints
-    guided: Ints
-    unconditional: Ints
-    rows: Ints
-    token_slots: Ints
-    grid_positions: Ints
-    openings: Ints
-    attempts: Ints
+    conditional: IntArray
+    guided: IntArray
+    unconditional: IntArray
+    images: IntArray
+    offsets: IntArray
+    grid_positions: IntArray
+    drafts: Mapping[type[Verification], DraftBatch]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
+
+    @property
+    def inputs(self) -> IntArray:
+        """Inputs whose logits are read: of all entries, then the guided ones' unconditional."""
+        return np.concatenate([self.conditional, self.unconditional])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ class StepBatch:
 
     input_ids: torch.Tensor
     positions: torch.Tensor
-    attention: StepInputs
+    attention: AttentionInputs
     samples: SampleBatch
 
     @property
@@ -122,20 +132,18 @@ class BatchBuilder:
         self._device = device
 
     def build(
-        self,
-        decoding: Sequence[tuple[ImageState, int]],
-        prefilling: Sequence[tuple[ImageState, int]],
+        self, decoding: Sequence[ImageState], prefilling: Sequence[tuple[ImageState, int]]
     ) -> StepBatch:
         """Lay out a step.
 
         Args:
-            decoding: Images past their prompt, with the plan step to take.
+            decoding: Images past their prompt.
             prefilling: Images in their prompt, with the number of prompt tokens to compute.
         """
         samples = _Samples()
         decode, prefill = _Lanes(), _Lanes()
-        for image, step in decoding:
-            _add_decode(image, step, decode, samples)
+        for image in decoding:
+            _add_decode(image, decode, samples)
         for image, count in prefilling:
             _add_prefill(image, count, prefill, samples, offset=decode.size)
         return self._assemble(decode, prefill, _pack(samples))
@@ -145,15 +153,15 @@ class BatchBuilder:
         inputs = decode.positions + prefill.positions
         counts = np.array([len(positions) for positions in inputs])
         lane_of_input = np.repeat(decode.lanes + prefill.lanes, counts)
-        row_of_input = np.repeat(decode.rows + prefill.rows, counts)
+        image_of_input = np.repeat(decode.images + prefill.images, counts)
         lanes, positions = self._to_device(lane_of_input), self._to_device(np.concatenate(inputs))
         sources = self._to_device(np.concatenate(decode.sources + prefill.sources))
         table.written[lanes, positions] = True
         blocks = table.block_table[lanes, positions // block_size]
         return StepBatch(
-            input_ids=table.tokens[self._to_device(row_of_input), sources],
+            input_ids=table.tokens[self._to_device(image_of_input), sources],
             positions=positions,
-            attention=StepInputs(
+            attention=AttentionInputs(
                 positions=positions,
                 slot_mapping=blocks * block_size + positions % block_size,
                 lanes=np.array(decode.lanes + prefill.lanes),
@@ -167,25 +175,25 @@ class BatchBuilder:
             samples=samples,
         )
 
-    def _to_device(self, array: Ints) -> torch.Tensor:
+    def _to_device(self, array: IntArray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def _add_decode(image: ImageState, step: int, lanes: _Lanes, samples: _Samples) -> None:
-    now = image.step(step)
-    inputs = now.plan
-    slots = inputs.slots.astype(np.int64)
-    sources = inputs.sources.astype(np.int64) + image.job.prompt_length
+def _add_decode(image: ImageState, lanes: _Lanes, samples: _Samples) -> None:
+    step = image.progress.step()
+    sources = step.sources + image.job.prompt_length
     starts = [
-        lanes.add(image, lane, slots + prompt, sources)
-        for lane, prompt in enumerate(image.job.lane_prompts)
+        lanes.add(image, number, step.positions + prompt, sources)
+        for number, prompt in enumerate(image.job.lane_prompts)
     ]
-    sampled = np.flatnonzero(inputs.targets != NOT_SAMPLED)
-    if len(sampled):
-        _add_samples(image, [sampled + start for start in starts], inputs.targets[sampled], samples)
-    if now.attempt is not None:
-        samples.openings.append(samples.size - 1)  # the image's last input
-        samples.attempts.append(now.attempt)
+    if len(step.drafts):
+        assert image.verification is not None
+        entries, attempts = samples.drafts.setdefault(image.verification, ([], []))
+        entries.append(np.searchsorted(step.sampled, step.drafts) + samples.size)
+        attempts.append(step.attempts)
+    if len(step.sampled):
+        inputs = [step.sampled + start for start in starts]
+        _add_samples(image, inputs, step.targets[step.sampled], samples)
 
 
 def _add_prefill(
@@ -200,14 +208,14 @@ def _add_prefill(
     last = end == image.job.prompt_length
     first_of_lane = 0
     final_inputs = []
-    for lane, prompt in enumerate(image.job.lane_prompts):
+    for number, prompt in enumerate(image.job.lane_prompts):
         low = max(begin - first_of_lane, 0)
         high = min(end - first_of_lane, prompt)
         if last:
             low = min(low, prompt - 1)
         if low < high:
             positions = np.arange(low, high)
-            start = lanes.add(image, lane, positions, positions + first_of_lane)
+            start = lanes.add(image, number, positions, positions + first_of_lane)
             final_inputs.append(np.array([offset + start + len(positions) - 1]))
         first_of_lane += prompt
     image.prefilled = end
@@ -216,34 +224,35 @@ def _add_prefill(
 
 
 def _add_samples(
-    image: ImageState, inputs: list[Ints], targets: NDArray[np.integer], samples: _Samples
+    image: ImageState, inputs: list[IntArray], targets: IntArray, samples: _Samples
 ) -> None:
     """``inputs``: for each lane, the inputs whose logits predict ``targets``."""
-    grid = image.job.plan.grid
-    slots = targets.astype(np.int64)
+    grid = image.job.grid
     samples.conditional.append(inputs[0])
-    samples.unconditional.append(inputs[1] if len(inputs) > 1 else np.full(len(slots), -1))
-    samples.rows.append(image.row)
-    samples.targets.append(slots)
-    samples.grid_positions.append(slots // grid.stride * grid.columns + slots % grid.stride)
-    samples.token_offsets.append(image.job.prompt_length)
-    samples.size += len(slots)
+    samples.unconditional.append(inputs[1] if len(inputs) > 1 else np.full(len(targets), -1))
+    samples.images.append(image.index)
+    samples.targets.append(targets)
+    samples.grid_positions.append(targets // grid.stride * grid.columns + targets % grid.stride)
+    samples.prompts.append(image.job.prompt_length)
+    samples.size += len(targets)
 
 
 def _pack(samples: _Samples) -> SampleBatch:
-    if not samples.rows:
-        none = np.zeros(0, dtype=np.int64)
-        return SampleBatch(none, none, none, none, none, none, none, none)
-    counts = [len(t) for t in samples.targets]
+    if not samples.images:
+        none: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        return SampleBatch(none, none, none, none, none, none, {})
+    counts = [len(targets) for targets in samples.targets]
     unconditional = np.concatenate(samples.unconditional)
     guided = np.flatnonzero(unconditional >= 0)
     return SampleBatch(
         conditional=np.concatenate(samples.conditional),
         guided=guided,
         unconditional=unconditional[guided],
-        rows=np.repeat(samples.rows, counts),
-        token_slots=np.concatenate(samples.targets) + np.repeat(samples.token_offsets, counts),
+        images=np.repeat(samples.images, counts),
+        offsets=np.concatenate(samples.targets) + np.repeat(samples.prompts, counts),
         grid_positions=np.concatenate(samples.grid_positions),
-        openings=np.array(samples.openings, dtype=np.int64),
-        attempts=np.array(samples.attempts, dtype=np.int64),
+        drafts={
+            verification: DraftBatch(np.concatenate(entries), np.concatenate(attempts))
+            for verification, (entries, attempts) in samples.drafts.items()
+        },
     )

@@ -1,0 +1,1 @@
+"""The ``zipar`` command; one module per subcommand."""

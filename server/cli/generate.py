@@ -1,0 +1,80 @@
+"""``zipar generate``: pictures of prompts, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from zipar_vllm.params import ImageOptions, allowed_by
+
+from .environment import set_environment
+
+SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options: those of the project's images are read off their type."""
+    parser = argparse.ArgumentParser(prog="zipar generate", description=__doc__)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        help="a file, or a folder for several pictures (default: out.png)",
+    )
+    parser.add_argument("--model", help="folder of an image model (default: the embedded one)")
+    schema = ImageOptions.model_json_schema()
+    for name, field in schema["properties"].items():
+        flag = "--" + name.replace("_", "-")
+        kind = next(choice["type"] for choice in field["anyOf"] if choice["type"] != "null")
+        if kind == "boolean":
+            parser.add_argument(flag, action="store_const", const=True)
+        else:
+            number = {"integer": int, "number": float}.get(kind, str)
+            parser.add_argument(flag, type=number, help=allowed_by(schema, [name]))
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Generate the pictures and say how each came about."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    several = len(options.prompts) > 1
+    if not several and options.output.suffix.lower() not in SUFFIXES:
+        allowed = ", ".join(SUFFIXES)
+        parser.error(f"output: got {options.output}, allowed is a file that ends in {allowed}")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    set_environment()
+    # vLLM is imported late: `--help` and bad options answer at once.
+    from zipar_vllm.llm import ImageLLM
+
+    wishes = {name: getattr(options, name) for name in ImageOptions.model_fields}
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    try:
+        llm = ImageLLM(options.model)
+        llm.prepare(options.prompts, **wishes)
+    except ValueError as error:
+        parser.error(str(error))
+    with llm:
+        images = llm.generate(options.prompts, **wishes)
+    for image in images:
+        path = options.output
+        if several:
+            path = path.with_suffix("") / file_name(image.prompt, image.params.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.image.save(path)
+        params = image.params
+        print(
+            f"{path}: seed {params.seed}, {params.policy.replace('_', ' ')} {params.window}, "
+            f"{image.steps} steps, {image.seconds:.2f} s"
+        )
+
+
+def file_name(prompt: str, seed: int) -> str:
+    """A file's name that tells prompt and seed."""
+    words: list[Any] = re.findall(r"\w+", prompt.lower())
+    return f"{'-'.join(words[:8])}-seed-{seed}.png"

@@ -1,0 +1,91 @@
+"""``zipar serve``: vLLM's API server over an image model."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import sys
+from pathlib import Path
+from typing import Any
+
+from server import lifecycle, vllm_server
+from server.options import ServerOptions, flag_of, take_flags
+from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.version import check_vllm_version
+
+from .environment import set_environment
+
+USAGE = f"""usage: zipar serve [MODEL] [options]
+
+Serve images over HTTP; without MODEL, the embedded demo model, as `zipar-demo`.
+
+options: `vllm serve`'s, and
+  {", ".join(f"{flag_of(name)} {name.upper()}" for name in ServerOptions.model_fields)}
+"""
+
+DEMO_NAME = "zipar-demo"
+ALIAS = "gpt-image-1"
+"""Served beside the model's own name: clients of the OpenAI API know no other."""
+DEMO_KV_CACHE_BYTES = 1 << 30
+"""KV cache of the embedded model where nothing else is asked for: some 300 guided images."""
+DEFAULTS = ["--shutdown-timeout", "60", "--middleware", "server.middleware.RequestIdMiddleware"]
+"""Running images are finished at SIGTERM; every answer has a request id."""
+REPLACEABLE = ("model", "block_size", "compilation_config")
+"""Engine arguments that a user may change; the others image decoding cannot do without."""
+
+
+def main(arguments: list[str]) -> None:
+    """Start the server; exits with 1 when it ended unasked: its engine died."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="\nvLLM's own options:\n\n")
+    set_environment()
+    try:
+        check_vllm_version()
+        arguments = take_flags(arguments)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"zipar serve: {error}")
+    vllm_server.run(vllm_arguments(arguments), unsupported_option)
+    if not lifecycle.stop_requested():
+        sys.exit("zipar serve: the engine died")
+
+
+def unsupported_option(options: argparse.Namespace) -> str | None:
+    """What a user asked of vLLM that image decoding cannot do, in words; None if nothing."""
+    from zipar_vllm.engine.arguments import engine_arguments
+
+    for name, needed in engine_arguments(options.model).items():
+        if name in REPLACEABLE:
+            continue
+        got = getattr(options, name)
+        if isinstance(needed, dict):
+            got = {key: _plain(getattr(got, key, None)) for key in needed}
+        if got != needed:
+            return f"{flag_of(name)}: got {got}, image decoding needs {needed}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, enum.Enum) else value
+
+
+def vllm_arguments(arguments: list[str]) -> list[str]:
+    """What ``vllm serve`` is given: ours first, so that the user's options win.
+
+    An option that image decoding cannot do without is checked again when the engine starts.
+    """
+    from zipar_vllm.engine.arguments import command_line
+
+    positional = bool(arguments) and not arguments[0].startswith("-")
+    model = arguments[0] if positional else str(DEMO_PATH)
+    options = arguments[1:] if positional else arguments
+    ours = [*command_line(model), *DEFAULTS, "--served-model-name", _name(model), ALIAS]
+    if not positional and not any(option.startswith("--gpu-memory") for option in options):
+        ours += ["--kv-cache-memory-bytes", str(DEMO_KV_CACHE_BYTES)]
+    return [*ours, *options]
+
+
+def _name(model: str) -> str:
+    """Served model name: a local folder's last component, so that no path leaks."""
+    if model == str(DEMO_PATH):
+        return DEMO_NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model

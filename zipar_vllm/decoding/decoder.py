@@ -1,0 +1,174 @@
+"""Run steps: lay one out, forward it, sample it, and say which rows it completed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from zipar_vllm.core.vocabulary import Vocabulary
+
+from .batch import BatchBuilder, SampleBatch, StepBatch
+from .job import ImageJob
+from .sampler import StepSampler
+from .table import ImageState, StateTable
+from .timing import StepTimes
+
+
+class StepModel(Protocol):
+    """A causal model whose attention is one of the project's kernels."""
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        """Hidden states of a step's inputs, ``[inputs, hidden]``; writes their keys and values."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of some hidden states, ``[n, hidden]`` to ``[n, vocabulary]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Rows of an image that a step completed: a range of its row of tokens.
+
+    Attributes:
+        request: Place of the image among those of the step.
+        index: Its index in the state table.
+        start, stop: The range.
+    """
+
+    request: int
+    index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came out of a step.
+
+    Attributes:
+        releases: Completed rows; most steps of most images complete none.
+        num_sampled: Tokens the step sampled.
+        num_active_rows: Rows that the next step samples a token of.
+    """
+
+    releases: list[Release]
+    num_sampled: int
+    num_active_rows: int
+
+
+class ImageDecoder:
+    """Decodes images step by step.
+
+    Args:
+        max_images: How many may run at the same time.
+        max_tokens: Longest row of tokens: all prompts of an image, then its picture.
+        block_size: KV slots per block.
+        vocabulary: The numberings of the model's image tokens.
+        device: The model's device.
+
+    Attributes:
+        table: The running images.
+        times: Where the steps' time went.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_images: int,
+        max_tokens: int,
+        block_size: int,
+        vocabulary: Vocabulary,
+        device: torch.device,
+    ) -> None:
+        self.times = StepTimes()
+        self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device)
+        self._device = device
+        self._vocabulary = vocabulary
+        self._batches = BatchBuilder(self.table, device)
+        self._sampler = StepSampler(self.table, vocabulary, device)
+
+    def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
+        """Take an image in.
+
+        Args:
+            request_id: Its name from now on.
+            job: What to decode.
+            prompt: Prompts of all lanes, one after the other.
+            blocks: KV blocks of all lanes, ``job.num_blocks``, one lane after the other.
+        """
+        self.table.add(request_id, job, prompt, blocks)
+
+    def remove(self, request_id: str) -> None:
+        """Forget an image, finished or not; unknown ids are ignored."""
+        self.table.remove(request_id)
+
+    @torch.inference_mode()
+    def step(self, scheduled: Mapping[str, int], model: StepModel) -> StepResult:
+        """Take one step.
+
+        Args:
+            scheduled: The images of the step; of those in their prompt, how many of its tokens to
+                compute.
+            model: Runs it.
+        """
+        images = [self.table[request_id] for request_id in scheduled]
+        decoding: list[ImageState] = []
+        prefilling: list[tuple[ImageState, int]] = []
+        for image, count in zip(images, scheduled.values(), strict=True):
+            if not image.is_prefilled:
+                prefilling.append((image, count))
+            # Scheduling ahead, vLLM asks once more before it hears that an image is complete.
+            elif not image.progress.finished:
+                decoding.append(image)
+        num_sampled = 0
+        if decoding or prefilling:
+            num_sampled = self._run(decoding, prefilling, model)
+        return self._result(images, num_sampled)
+
+    def _run(
+        self,
+        decoding: list[ImageState],
+        prefilling: list[tuple[ImageState, int]],
+        model: StepModel,
+    ) -> int:
+        with self.times.measure("prepare"):
+            batch = self._batches.build(decoding, prefilling)
+        with self.times.measure("forward"):
+            hidden = model.forward(batch)
+        with self.times.measure("sample"):
+            accepted = self._sample(hidden, batch.samples, model)
+            for image in decoding:
+                image.progress.advance(accepted.get(image.index, ()))
+        self.times.count_step()
+        return len(batch.samples)
+
+    def _sample(
+        self, hidden: torch.Tensor, samples: SampleBatch, model: StepModel
+    ) -> Mapping[int, Sequence[bool]]:
+        if not len(samples):  # the prompts of these images go on in the next step
+            return {}
+        inputs = torch.from_numpy(samples.inputs).to(self._device)
+        logits = self._vocabulary.select(model.logits(hidden[inputs])).float()
+        return self._sampler.sample(logits, samples)
+
+    def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
+        releases, active_rows = [], 0
+        for request, image in enumerate(images):
+            if not image.is_prefilled:
+                active_rows += 1
+                continue
+            start, stride = image.job.prompt_length, image.job.grid.stride
+            before, after = image.released, image.progress.complete_rows
+            if after > before:
+                release = Release(
+                    request, image.index, start + before * stride, start + after * stride
+                )
+                releases.append(release)
+                image.released = after
+            if not image.progress.finished:
+                active_rows += image.progress.step().num_sampled
+        return StepResult(releases, num_sampled, active_rows)

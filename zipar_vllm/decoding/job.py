@@ -1,0 +1,62 @@
+"""One image as the engine sees it: its lanes, its KV demand and the policy of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zipar_vllm.core.grid import Grid
+from zipar_vllm.params import ImageParams
+
+from .policy import Policy, make_policy
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJob:
+    """A checked image request; small, because it travels from the scheduler to every rank.
+
+    A lane is a sequence of KV slots: the conditional one and, under guidance, the unconditional
+    one. Both hold their own prompt and then the picture, whose tokens they share.
+
+    Attributes:
+        grid: The picture's grid.
+        params: How it is decoded.
+        lane_prompts: Prompt length of each lane; the request's prompt is their concatenation.
+    """
+
+    grid: Grid
+    params: ImageParams
+    lane_prompts: tuple[int, ...]
+
+    @property
+    def policy(self) -> Policy:
+        """What orders its tokens; every process finds its own, shared by all such images."""
+        return make_policy(self.grid, self.params)
+
+    @property
+    def num_lanes(self) -> int:
+        """2 with classifier-free guidance, else 1."""
+        return len(self.lane_prompts)
+
+    @property
+    def prompt_length(self) -> int:
+        """Prompt tokens of all lanes."""
+        return sum(self.lane_prompts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the image's row in the state table: all prompts, then the picture."""
+        return self.prompt_length + self.grid.num_positions
+
+    @property
+    def max_inputs(self) -> int:
+        """Inputs of the widest decoding step, all lanes."""
+        return self.num_lanes * self.policy.max_inputs
+
+    def lane_blocks(self, block_size: int) -> tuple[int, ...]:
+        """KV blocks of each lane; a lane starts on a block of its own."""
+        picture = self.grid.num_positions
+        return tuple(-(-(prompt + picture) // block_size) for prompt in self.lane_prompts)
+
+    def num_blocks(self, block_size: int) -> int:
+        """KV blocks of the whole image: its exact demand, known before it starts."""
+        return sum(self.lane_blocks(block_size))

@@ -1,0 +1,216 @@
+"""What decides the order in which an image's tokens are decoded, and the table of such policies.
+
+A :class:`Policy` is shared by all images of one grid and one set of options; a :class:`Progress`
+belongs to one image and says, step by step, what is fed and sampled. Scheduler, runner, table,
+batch and sampler know both by these interfaces only. A policy is one module, named in
+:data:`POLICIES` or, from another package, by an entry point of the group :data:`ENTRY_POINTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.sampling import SamplingBatch
+from zipar_vllm.errors import InvalidOptionError
+from zipar_vllm.params import ImageParams
+
+IntArray = NDArray[np.int64]
+
+NOT_SAMPLED = -1
+"""Target of an input whose logits nobody reads: it is fed for its key and value."""
+
+POLICIES = {
+    "fixed_window": "zipar_vllm.decoding.fixed_window:make_policy",
+    "adaptive_window": "zipar_vllm.decoding.adaptive_window:make_policy",
+}
+ENTRY_POINTS = "zipar_vllm.policies"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of one image; inputs are in raster order, each position at most once.
+
+    Attributes:
+        positions: int64 ``[n]``, position in the picture that each input is fed at.
+        sources: int64 ``[n]``, position whose token is fed there; differs from ``positions`` for
+            a proxy only, the stand-in for a token that is not known yet.
+        targets: int64 ``[n]``, position of the token that each input's logits predict, or
+            ``NOT_SAMPLED``.
+        sampled: int64 ``[m]``, the inputs that have a target.
+        drafts: int64 ``[k]``, the inputs whose target is a draft: a token that the policy's
+            :class:`Verification` may replace.
+        attempts: int64 ``[k]``, how often each draft was drawn before; 0 for a new one.
+    """
+
+    positions: IntArray
+    sources: IntArray
+    targets: IntArray
+    sampled: IntArray
+    drafts: IntArray
+    attempts: IntArray
+
+    @classmethod
+    def of(
+        cls, inputs: Mapping[int, tuple[int, int]], drafts: Mapping[int, int] | None = None
+    ) -> Step:
+        """Make a step.
+
+        Args:
+            inputs: ``{position: (source, target)}``.
+            drafts: Of the positions whose target is a draft, the number of earlier attempts.
+        """
+        drafts = drafts or {}
+        positions = np.array(sorted(inputs), dtype=np.int64)
+        table = np.array([inputs[p] for p in positions.tolist()], dtype=np.int64).reshape(-1, 2)
+        sources, targets = np.ascontiguousarray(table.T)
+        return cls(
+            positions=positions,
+            sources=sources,
+            targets=targets,
+            sampled=np.flatnonzero(targets != NOT_SAMPLED),
+            drafts=np.searchsorted(positions, sorted(drafts)),
+            attempts=np.array([drafts[p] for p in sorted(drafts)], dtype=np.int64),
+        )
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.positions)
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.sampled)
+
+
+class Progress(Protocol):
+    """Where one image stands, from its first token on: the prefill has drawn that."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every token is final."""
+        ...
+
+    @property
+    def complete_rows(self) -> int:
+        """Rows from the top whose tokens are final, so that they may be released."""
+        ...
+
+    def step(self) -> Step:
+        """What to feed now; the same until :meth:`advance`."""
+        ...
+
+    def advance(self, accepted: Sequence[bool]) -> None:
+        """Count the tokens of the step just taken.
+
+        Args:
+            accepted: For each draft of the step, whether it passed its verification.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The drafts that a step drew, of all images whose policies verify alike; on the device.
+
+    Attributes:
+        images: int64 ``[k]``, each image's index in the state table.
+        logits: float32 ``[k, num_codes]``, after guidance.
+        drawn: int64 ``[k]``, codes sampled from those logits with the token's own noise.
+        previous: int64 ``[k]``, codes of the attempt before; meaningless where there was none.
+        attempts: int64 ``[k]``, earlier attempts, on the host.
+        sampling: How each is sampled.
+    """
+
+    images: torch.Tensor
+    logits: torch.Tensor
+    drawn: torch.Tensor
+    previous: torch.Tensor
+    attempts: IntArray
+    sampling: SamplingBatch
+
+
+class Verification(Protocol):
+    """How drafts become final; one object serves all images of a runner.
+
+    It is made with the number of images that may run at once, the codebook's size and the device.
+    """
+
+    def __init__(self, max_images: int, num_codes: int, device: torch.device) -> None: ...
+
+    def verify(self, drafts: Drafts) -> tuple[torch.Tensor, Sequence[bool]]:
+        """Decide on a step's drafts.
+
+        Returns:
+            The codes to keep, int64 ``[k]`` on the device, and whether each draft was accepted;
+            that the host has to know, because the next step depends on it.
+        """
+        ...
+
+
+class Policy(Protocol):
+    """A decoding order for one grid and one set of options."""
+
+    @property
+    def max_inputs(self) -> int:
+        """Inputs of the widest step, per lane: what admission reserves."""
+        ...
+
+    @property
+    def num_steps(self) -> int | None:
+        """Forward passes per image, the prefill counted; None if that depends on what is drawn."""
+        ...
+
+    @property
+    def verification(self) -> type[Verification] | None:
+        """What decides on its drafts; None if it has none."""
+        ...
+
+    def width(self, step: int) -> int:
+        """Inputs of a step per lane, or a bound; the prefill is step 0 and has none of its own."""
+        ...
+
+    def start(self) -> Progress:
+        """Begin an image."""
+        ...
+
+
+PolicyFactory = Callable[[Grid, ImageParams], Policy]
+"""Makes, or finds, the policy of a grid and options.
+
+Raises :class:`~zipar_vllm.errors.InvalidOptionError` for options that it cannot follow.
+"""
+
+
+def make_policy(grid: Grid, params: ImageParams) -> Policy:
+    """The policy that an image's options name.
+
+    Raises:
+        InvalidOptionError: there is none of that name, or it cannot follow the other options.
+    """
+    return _factory(params.policy)(grid, params)
+
+
+def policy_names() -> list[str]:
+    """All that may be asked for: the project's own first, then those of other packages."""
+    return [*POLICIES, *sorted(found.name for found in entry_points(group=ENTRY_POINTS))]
+
+
+@cache
+def _factory(name: str) -> PolicyFactory:
+    own = POLICIES.get(name)
+    if own is not None:
+        module, _, function = own.partition(":")
+        return cast(PolicyFactory, getattr(import_module(module), function))
+    for found in entry_points(group=ENTRY_POINTS):
+        if found.name == name:
+            return cast(PolicyFactory, found.load())
+    raise InvalidOptionError.of("policy", name, " or ".join(policy_names()))

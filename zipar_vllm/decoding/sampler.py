@@ -1,0 +1,89 @@
+"""Sample a step's tokens, of all images at once, into the state table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
+from zipar_vllm.core.vocabulary import Vocabulary
+
+from .batch import DraftBatch, SampleBatch
+from .policy import Drafts, Verification
+from .table import StateTable
+
+
+class StepSampler:
+    """Samples steps of a table's images.
+
+    Args:
+        table: The running images; tokens are written into their rows.
+        vocabulary: The numberings of the model's image tokens.
+        device: The model's device.
+    """
+
+    def __init__(self, table: StateTable, vocabulary: Vocabulary, device: torch.device) -> None:
+        self._table = table
+        self._vocabulary = vocabulary
+        self._device = device
+        self._verifications: dict[type[Verification], Verification] = {}
+
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
+        """Sample a step's tokens.
+
+        Args:
+            logits: float32 ``[conditional + unconditional, num_codes]``, in the batch's order.
+            batch: What is sampled.
+
+        Returns:
+            By table index, the verdicts on the images' drafts.
+        """
+        options = self._table.options
+        logits, unconditional = logits[: len(batch)], logits[len(batch) :]
+        if len(batch.guided):
+            guided = self._to_device(batch.guided)
+            scale = self._to_device(options["guidance_scale"][batch.images[batch.guided]])
+            logits[guided] = guide(logits[guided], unconditional, scale)
+        of_tokens = {name: options[name][batch.images] for name in OPTION_DTYPES}
+        sampling = SamplingBatch.of(of_tokens, batch.grid_positions, self._device)
+        codes = sampling.sample(logits)
+        images, offsets = self._to_device(batch.images), self._to_device(batch.offsets)
+        accepted: dict[int, Sequence[bool]] = {}
+        for kind, drafts in batch.drafts.items():
+            index = self._to_device(drafts.entries)
+            previous = self._vocabulary.codes(self._table.tokens[images[index], offsets[index]])
+            codes[index], verdicts = self._verification(kind).verify(
+                Drafts(
+                    images=images[index],
+                    logits=logits[index],
+                    drawn=codes[index],
+                    previous=previous,
+                    attempts=drafts.attempts,
+                    sampling=sampling[index],
+                )
+            )
+            accepted |= _by_image(batch, drafts, verdicts)
+        self._table.tokens[images, offsets] = self._vocabulary.ids(codes)
+        return accepted
+
+    def _verification(self, kind: type[Verification]) -> Verification:
+        """The one object of a kind; made when an image first needs it."""
+        if kind not in self._verifications:
+            count = self._vocabulary.num_codes
+            self._verifications[kind] = kind(self._table.max_images, count, self._device)
+        return self._verifications[kind]
+
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def _by_image(
+    batch: SampleBatch, drafts: DraftBatch, verdicts: Sequence[bool]
+) -> dict[int, Sequence[bool]]:
+    accepted: dict[int, list[bool]] = {}
+    for image, verdict in zip(batch.images[drafts.entries].tolist(), verdicts, strict=True):
+        accepted.setdefault(image, []).append(verdict)
+    return dict(accepted)

@@ -1,0 +1,126 @@
+"""Device state of running images: their tokens, what is written, where their blocks lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zipar_vllm.core.sampling import OPTION_DTYPES
+from zipar_vllm.core.vocabulary import Vocabulary
+
+from .job import ImageJob
+from .policy import Progress, Verification
+
+MAX_LANES = 2
+
+
+@dataclass(slots=True)
+class ImageState:
+    """A running image.
+
+    Attributes:
+        index: Its place in :class:`StateTable`.
+        job: What it decodes.
+        progress: Where its policy stands.
+        verification: Decides on its drafts, if its policy makes any.
+        prefilled: Prompt tokens computed so far, over all lanes.
+        released: Rows handed to vLLM so far.
+    """
+
+    index: int
+    job: ImageJob
+    progress: Progress
+    verification: type[Verification] | None
+    prefilled: int = 0
+    released: int = 0
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether its prompts are computed, so that its first token is drawn."""
+        return self.prefilled == self.job.prompt_length
+
+    def lane(self, number: int) -> int:
+        """Index of one of its lanes in the lane tables."""
+        return self.index * MAX_LANES + number
+
+
+class StateTable:
+    """State of fixed size for up to ``max_images`` images, on the model's device.
+
+    Attributes:
+        tokens: int64 ``[max_images, max_tokens]``: an image's prompts, then its picture.
+        written: bool ``[max_images * MAX_LANES, max_blocks * block_size]``: slots that hold a key.
+        block_table: int64 ``[max_images * MAX_LANES, max_blocks]``.
+        options: Options of each image, host arrays ``[max_images]`` by name: what its tokens are
+            sampled by, and ``guidance_scale``.
+    """
+
+    def __init__(
+        self,
+        max_images: int,
+        max_tokens: int,
+        block_size: int,
+        vocabulary: Vocabulary,
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        self._vocabulary = vocabulary
+        self._free = list(range(max_images - 1, -1, -1))
+        self._images: dict[str, ImageState] = {}
+        self.max_images = max_images
+        self.block_size = block_size
+        max_blocks = -(-max_tokens // block_size)
+        lanes = max_images * MAX_LANES
+        self.tokens = torch.zeros(max_images, max_tokens, dtype=torch.int64, device=device)
+        self.written = torch.zeros(lanes, max_blocks * block_size, dtype=torch.bool, device=device)
+        self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
+        self.options: dict[str, NDArray[Any]] = {
+            name: np.zeros(max_images, dtype=dtype)
+            for name, dtype in {**OPTION_DTYPES, "guidance_scale": np.float32}.items()
+        }
+
+    def __getitem__(self, request_id: str) -> ImageState:
+        return self._images[request_id]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
+        """Take in an image with its concatenated prompts and its KV blocks, lane after lane."""
+        policy = job.policy
+        image = ImageState(self._free.pop(), job, policy.start(), policy.verification)
+        self._images[request_id] = image
+        self._set_tokens(image, prompt)
+        self._set_lanes(image, blocks)
+        for name, values in self.options.items():
+            values[image.index] = getattr(job.params, name)
+
+    def remove(self, request_id: str) -> None:
+        """Forget an image; unknown ids are ignored (an image may end before it started)."""
+        image = self._images.pop(request_id, None)
+        if image is not None:
+            self._free.append(image.index)
+
+    def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
+        grid, length = image.job.grid, len(prompt)
+        self.tokens[image.index, :length] = torch.tensor(prompt, device=self._device)
+        if self._vocabulary.row_terminator is not None:
+            picture = self.tokens[image.index, length : length + grid.num_positions]
+            rows = picture.view(grid.rows, grid.stride)
+            rows[:, grid.columns] = self._vocabulary.row_terminator
+
+    def _set_lanes(self, image: ImageState, blocks: list[int]) -> None:
+        start = 0
+        for number, count in enumerate(image.job.lane_blocks(self.block_size)):
+            lane = image.lane(number)
+            self.written[lane] = False
+            self.block_table[lane, :count] = torch.tensor(
+                blocks[start : start + count], device=self._device
+            )
+            # Blocks past the lane's end are gathered too, and masked: any valid one will do.
+            self.block_table[lane, count:] = blocks[start]
+            start += count

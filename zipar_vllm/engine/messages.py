@@ -1,0 +1,79 @@
+"""What scheduler and runner tell each other beside vLLM's own messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from zipar_vllm.decoding.decoder import StepResult
+from zipar_vllm.decoding.job import ImageJob
+
+from .vllm_api import AsyncModelRunnerOutput, ModelRunnerOutput, SchedulerOutput
+
+
+@dataclass
+class ImageSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
+    """A step's schedule.
+
+    Attributes:
+        new_jobs: By request id, the images that the runner hears of for the first time.
+        stepping: Ids of the images past their prompts, for which this pass counts as a step.
+    """
+
+    new_jobs: Mapping[str, ImageJob] = field(default_factory=dict)
+    stepping: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ImageRunnerOutput(ModelRunnerOutput):  # type: ignore[misc]
+    """A step's output, with what only the runner knows.
+
+    Attributes:
+        num_sampled: Tokens the step sampled, of all images.
+        num_active_rows: Rows that the next step samples a token of, of all images.
+    """
+
+    num_sampled: int = 0
+    num_active_rows: int = 0
+
+
+class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """A step's released tokens on their way to the host.
+
+    Args:
+        request_ids: The step's requests, in order.
+        result: What came out of the step.
+        tokens: The state table's rows of tokens, on the device.
+    """
+
+    def __init__(self, request_ids: list[str], result: StepResult, tokens: torch.Tensor) -> None:
+        self._request_ids = request_ids
+        self._result = result
+        self._ready: Any = None
+        self._rows = [
+            tokens[release.index, release.start : release.stop].to(
+                "cpu", non_blocking=True, copy=True
+            )
+            for release in result.releases
+        ]
+        if self._rows and tokens.device.type == "cuda":
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def get_output(self) -> ImageRunnerOutput:
+        """Wait for the copies and phrase them as vLLM's output."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        sampled: list[list[int]] = [[] for _ in self._request_ids]
+        for release, row in zip(self._result.releases, self._rows, strict=True):
+            sampled[release.request] = row.tolist()
+        return ImageRunnerOutput(
+            req_ids=self._request_ids,
+            req_id_to_index={name: index for index, name in enumerate(self._request_ids)},
+            sampled_token_ids=sampled,
+            num_sampled=self._result.num_sampled,
+            num_active_rows=self._result.num_active_rows,
+        )

@@ -1,0 +1,101 @@
+"""An image as a vLLM request: the only file that knows what travels in ``extra_args``.
+
+Both lanes' prompts travel as one prompt, the conditional one first, so that vLLM's own chunking
+and token budget see every token that has to be computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, StrictInt
+
+from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.errors import InvalidOptionError
+from zipar_vllm.params import ImageParams, parse
+from zipar_vllm.prepare import PreparedImage
+
+from .vllm_api import RequestOutputKind, SamplingParams, TokensPrompt
+
+EXTRA_ARGS_KEY = "zipar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageArgs(ImageParams):
+    """The value of ``SamplingParams.extra_args["zipar"]``: parameters, grid and lanes.
+
+    Attributes:
+        rows, columns: The grid; whether rows are terminated is the model's to say.
+        unconditional_length: How many of the request's last prompt tokens are the prompt of the
+            unconditional lane; 0 turns guidance off.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    rows: Annotated[StrictInt, Field(ge=1)]
+    columns: Annotated[StrictInt, Field(ge=1)]
+    unconditional_length: Annotated[StrictInt, Field(ge=0)] = 0
+
+
+def make_request(image: PreparedImage) -> tuple[TokensPrompt, SamplingParams]:
+    """Phrase an image as a vLLM request."""
+    conditional, unconditional = image.prompts.conditional, image.prompts.unconditional
+    args = ImageArgs(
+        **asdict(image.params),
+        rows=image.grid.rows,
+        columns=image.grid.columns,
+        unconditional_length=len(unconditional),
+    )
+    sampling = SamplingParams(
+        max_tokens=image.grid.num_positions,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={EXTRA_ARGS_KEY: asdict(args)},
+        output_kind=RequestOutputKind.CUMULATIVE,
+    )
+    return TokensPrompt(prompt_token_ids=[*conditional, *unconditional]), sampling
+
+
+def make_job(image: PreparedImage) -> ImageJob:
+    """What the engine will read off the image's request."""
+    prompts = image.prompts
+    lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
+    return ImageJob(image.grid, image.params, lanes)
+
+
+def read_job(
+    prompt_length: int, sampling: SamplingParams | None, vocabulary: Vocabulary
+) -> ImageJob:
+    """Read and check an image that any vLLM client may have asked for.
+
+    Args:
+        prompt_length: Tokens of the request's prompt, both lanes.
+        sampling: The request's sampling parameters.
+        vocabulary: The model's.
+
+    Raises:
+        InvalidOptionError: an option is missing or out of range.
+    """
+    extra: Any = (sampling.extra_args if sampling else None) or {}
+    options = extra.get(EXTRA_ARGS_KEY)
+    if sampling is None or not isinstance(options, dict):
+        problem = f"got {options!r}, needed is a table of options"
+        raise InvalidOptionError(f"extra_args.{EXTRA_ARGS_KEY}", problem)
+    args = parse(ImageArgs, options)
+    grid = Grid(args.rows, args.columns, vocabulary.is_terminated)
+    unconditional = args.unconditional_length
+    if unconditional >= prompt_length:
+        allowed = f"less than the prompt's {prompt_length} tokens"
+        raise InvalidOptionError.of("unconditional_length", unconditional, allowed)
+    if sampling.max_tokens != grid.num_positions:
+        raise InvalidOptionError.of("max_tokens", sampling.max_tokens, str(grid.num_positions))
+    if sampling.n != 1:
+        raise InvalidOptionError.of("n", sampling.n, "1")
+    params = ImageParams(**{name: getattr(args, name) for name in ImageParams.__dataclass_fields__})
+    lanes = (prompt_length - unconditional, *([unconditional] if unconditional else []))
+    job = ImageJob(grid, params, lanes)
+    _ = job.policy  # refuses what it cannot follow
+    return job
