@@ -11,9 +11,10 @@ from zipar_vllm.attention.cpu_attention import CPUAttention
 from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.attention.torch_attention import TorchAttention
+from zipar_vllm.core.visibility import UNWRITTEN
 
 TABLE_ROWS = 9
-BLOCKS_A_LANE = 6
+BLOCKS_PER_LANE = 6
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -45,33 +46,42 @@ class Lanes:
     def __init__(self, shape, seed):
         self.shape = shape
         self.rng = np.random.default_rng(seed)
-        self.slots = BLOCKS_A_LANE * shape.block_size
-        blocks = TABLE_ROWS * BLOCKS_A_LANE + 3
-        order = self.rng.permutation(blocks)[: TABLE_ROWS * BLOCKS_A_LANE]
-        self.block_table = torch.from_numpy(order.reshape(TABLE_ROWS, BLOCKS_A_LANE).copy())
-        self.written = torch.zeros(TABLE_ROWS, self.slots, dtype=torch.bool)
+        self.slots = BLOCKS_PER_LANE * shape.block_size
+        blocks = TABLE_ROWS * BLOCKS_PER_LANE + 3
+        order = self.rng.permutation(blocks)[: TABLE_ROWS * BLOCKS_PER_LANE]
+        self.block_table = torch.from_numpy(order.reshape(TABLE_ROWS, BLOCKS_PER_LANE).copy())
+        self.orders = torch.full((TABLE_ROWS, self.slots), UNWRITTEN, dtype=torch.int32)
+        self.steps = 0
         torch.manual_seed(seed)
         size = (blocks, shape.kv_heads, shape.block_size, 2 * shape.head_size)
         self.cache = (torch.randn(size) * 300).to(shape.dtype)  # leftovers of other sequences
         self.known = {}
 
-    def step(self, kernel, inputs, num_decoding):
-        """Feed ``[(row, positions)]``; returns outputs and what they should be."""
+    def step(self, kernel, inputs, num_decoding, orders=None, limits=None):
+        """Feed ``[(lane, positions)]``; returns outputs and what they should be.
+
+        Orders and limits are the number of the step if they are not given, one per input.
+        """
         shape = self.shape
         counts = [len(positions) for _, positions in inputs]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.repeat([row for row, _ in inputs], counts)
         positions = torch.from_numpy(np.concatenate([p for _, p in inputs]).astype(np.int64))
-        self.written[torch.from_numpy(rows), positions] = True
+        self.steps += 1
+        orders = np.full(len(positions), self.steps) if orders is None else orders
+        limits = orders if limits is None else limits
+        orders, limits = (torch.from_numpy(part.astype(np.int32)) for part in (orders, limits))
+        self.orders[torch.from_numpy(rows), positions] = orders
         block = self.block_table[torch.from_numpy(rows), positions // shape.block_size]
         step = AttentionInputs(
             positions=positions,
+            limits=limits,
             slot_mapping=block * shape.block_size + positions % shape.block_size,
             lanes=np.array([row for row, _ in inputs], dtype=np.int64),
             lane_starts=starts,
             last_positions=np.array([max(p) for _, p in inputs], dtype=np.int64),
             num_decoding=num_decoding,
-            written=self.written,
+            orders=self.orders,
             block_table=self.block_table,
             block_size=shape.block_size,
         )
@@ -84,12 +94,13 @@ class Lanes:
             )
         )
         for index, (row, position) in enumerate(zip(rows, positions.tolist(), strict=True)):
-            self.known[int(row), position] = key[index].double(), value[index].double()
+            known = key[index].double(), value[index].double(), int(orders[index])
+            self.known[int(row), position] = known
         output = torch.full((n, shape.heads, size), float("nan"), dtype=shape.dtype)
         kernel.run(query, key, value, self.cache, kernel.prepare(step), shape.scale, output)
-        return output, self._expected(query, rows, positions.tolist())
+        return output, self._expected(query, rows, positions.tolist(), limits.tolist())
 
-    def _expected(self, query, rows, positions):
+    def _expected(self, query, rows, positions, limits):
         """One query at a time over the keys it may see."""
         group = self.shape.heads // self.shape.kv_heads
         lanes = {}
@@ -100,23 +111,25 @@ class Lanes:
             ]
             keys, values = (torch.stack([kv[i] for _, kv in own]) for i in (0, 1))
             lanes[row] = (
-                np.array([at for at, _ in own]),
+                np.array([(at, kv[2]) for at, kv in own]),
                 keys.repeat_interleave(group, dim=1),
                 values.repeat_interleave(group, dim=1),
             )
         outputs = []
-        for q, row, limit in zip(query.double(), rows.tolist(), positions, strict=True):
+        for q, row, position, limit in zip(
+            query.double(), rows.tolist(), positions, limits, strict=True
+        ):
             at, keys, values = lanes[row]
-            seen = int((at <= limit).sum())
-            scores = torch.einsum("hd,khd->hk", q, keys[:seen]) * self.shape.scale
-            outputs.append(torch.einsum("hk,khd->hd", scores.softmax(-1), values[:seen]))
+            seen = torch.from_numpy((at[:, 0] <= position) & (at[:, 1] <= limit))
+            scores = torch.einsum("hd,khd->hk", q, keys[seen]) * self.shape.scale
+            outputs.append(torch.einsum("hk,khd->hd", scores.softmax(-1), values[seen]))
         return torch.stack(outputs)
 
     def some(self, count):
         return np.sort(self.rng.choice(self.slots, count, replace=False))
 
 
-def check(result, dtype):
+def assert_close(result, dtype):
     output, expected = result
     torch.testing.assert_close(
         output.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
@@ -133,11 +146,11 @@ def test_random_steps(kernel_name, dtype, heads, kv_heads, head_size, block_size
     lanes = Lanes(shape, seed=heads * head_size + kv_heads)
     rows = lanes.rng.permutation(TABLE_ROWS)
     prompts = [(int(row), np.arange(lanes.rng.integers(1, 20))) for row in rows[:4]]
-    check(lanes.step(kernel, prompts, num_decoding=0), dtype)
+    assert_close(lanes.step(kernel, prompts, num_decoding=0), dtype)
     for _ in range(2):  # ready sets with gaps below and between them, beside a new prompt
         decoding = [(row, lanes.some(lanes.rng.integers(1, 13))) for row, _ in prompts[::-1]]
         opening = (int(rows[4]), np.arange(lanes.rng.integers(1, 30)))
-        check(lanes.step(kernel, [*decoding, opening], num_decoding=len(decoding)), dtype)
+        assert_close(lanes.step(kernel, [*decoding, opening], num_decoding=len(decoding)), dtype)
 
 
 @pytest.mark.parametrize("kernel_name", ["torch", "cpu"])
@@ -146,7 +159,25 @@ def test_a_later_write_replaces_the_key(kernel_name):
     shape = Shape(4, 2, 32, 16, torch.float32)
     kernel, lanes = make_kernel(kernel_name, shape), Lanes(shape, seed=0)
     for positions in ([0, 1, 2], [7, 20], [3, 7], [8, 21]):
-        check(lanes.step(kernel, [(5, np.array(positions))], num_decoding=1), shape.dtype)
+        assert_close(lanes.step(kernel, [(5, np.array(positions))], num_decoding=1), shape.dtype)
+
+
+@pytest.mark.parametrize("kernel_name", ["torch", "cpu"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_query_sees_orders_up_to_its_limit(kernel_name, seed):
+    """Orders of all kinds, also above the limits of the very queries that are fed with them."""
+    shape = Shape(4, 2, 32, 16, torch.float32)
+    kernel, lanes = make_kernel(kernel_name, shape), Lanes(shape, seed)
+    lanes.step(kernel, [(3, np.arange(5)), (7, np.arange(2))], 0, orders=np.zeros(7))
+    for _ in range(3):
+        inputs = [(row, lanes.some(lanes.rng.integers(20, 40))) for row in (7, 3)]
+        count = sum(len(positions) for _, positions in inputs)
+        orders, limits = lanes.rng.integers(0, 9, count), lanes.rng.integers(0, 9, count)
+        # The prompt stays, so that every query sees something.
+        inputs = [(row, positions[positions > 4]) for row, positions in inputs]
+        kept = sum(len(positions) for _, positions in inputs)
+        result = lanes.step(kernel, inputs, 2, orders=orders[:kept], limits=limits[:kept])
+        assert_close(result, shape.dtype)
 
 
 @pytest.mark.parametrize("kernel_name", ["torch", "cpu"])

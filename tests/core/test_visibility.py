@@ -23,6 +23,16 @@ def steps_of(policy):
 
 
 @settings(max_examples=40, deadline=None)
+@given(policies())
+def test_orders_of_the_policy_are_the_closed_form(policy):
+    steps = feed_steps(policy.grid, policy.window, prompt_length=0).tolist()
+    for index in range(policy.num_steps):
+        step = policy.step(index)
+        assert step.orders.dtype == "int32"
+        assert step.orders.tolist() == [steps[position] for position in step.positions.tolist()]
+
+
+@settings(max_examples=40, deadline=None)
 @given(policies(), st.integers(0, 4))
 def test_positions_are_fed_when_the_policy_feeds_them(policy, prompt):
     steps = feed_steps(policy.grid, policy.window, prompt).tolist()

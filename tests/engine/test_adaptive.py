@@ -12,27 +12,9 @@ from zipar_vllm.engine.borrowed import ImageStats
 from zipar_vllm.prepare import ADAPTIVE
 
 from .conftest import Engine, Finished
-from .test_exactness import assert_expected, run_as_they_arrive, steps_alone
+from .test_exactness import assert_expected, run_as_they_arrive
 
 pytestmark = pytest.mark.engine
-
-GREEDY = {"temperature": 0.0}
-SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
-
-
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
-@pytest.mark.parametrize("window", [1, 3])
-def test_alone(engine: Engine, window: int, guidance: float, options: dict[str, Any]) -> None:
-    steps = steps_alone(engine, window, guidance, policy=ADAPTIVE, **options)
-    assert 8 + 7 * (window + 1) <= steps <= 8 * 8
-
-
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_widest_window_is_raster_order(engine: Engine, options: dict[str, Any]) -> None:
-    fixed = make_image(engine.terminated, 6, 12, **options)
-    adaptive = make_image(engine.terminated, 6, 12, policy=ADAPTIVE, **options)
-    assert engine.generate(adaptive) == engine.generate(fixed)
 
 
 def test_in_a_batch_with_fixed_windows(engine: Engine) -> None:

@@ -1,4 +1,7 @@
-"""The engine's tokens are the reference decoder's, and stock vLLM's where the window is full."""
+"""The engine's tokens are the reference decoder's, and stock vLLM's where the window is full.
+
+A few cases: what vLLM adds to a step. Most of them are in tests/decoding, without vLLM.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,35 +22,19 @@ from .conftest import Engine, Finished
 pytestmark = pytest.mark.engine
 
 
-def steps_alone(engine: Engine, window: int, guidance: float, **options: Any) -> int:
-    """Steps of an 8 x 8 image, whose tokens and steps have to be the reference decoder's."""
-    unconditional = NEGATIVE if guidance != 1.0 else []
+@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
+def test_alone(engine: Engine, guidance: float) -> None:
     image = make_image(
         engine.terminated,
-        unconditional=unconditional,
-        window=window,
+        unconditional=NEGATIVE if guidance != 1 else [],
+        window=4,
         guidance_scale=guidance,
-        **options,
     )
     got = engine.generate(image)
     tokens, passes = expected(engine.path, engine.vocabulary, image)
     assert_diverse(tokens)
     assert got.tokens == tokens
-    assert got.steps == passes
-    return passes
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
-@pytest.mark.parametrize("window", [1, 2, 4, 8])
-def test_alone(engine: Engine, window: int, guidance: float) -> None:
-    assert steps_alone(engine, window, guidance) == 8 + 7 * window
-
-
-def test_sampled(engine: Engine) -> None:
-    image = make_image(
-        engine.terminated, 6, 12, window=3, seed=11, temperature=0.8, top_k=40, top_p=0.9
-    )
-    assert engine.generate(image).tokens == expected(engine.path, engine.vocabulary, image)[0]
+    assert got.steps == passes == 8 + 7 * 4
 
 
 def run_as_they_arrive(engine: Engine, images: list[tuple[int, PreparedImage]]) -> None:

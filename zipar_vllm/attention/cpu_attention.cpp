@@ -1,4 +1,4 @@
-// Attention over partly written, paged KV slots on a CPU: one pass over each lane's keys serves
+// Attention by visibility order over paged KV slots on a CPU: one pass over each lane's keys serves
 // all its queries, and nothing is gathered, padded or masked in memory beforehand.
 //
 // A block holds, for each key head, its keys with slots innermost, [head_size][block_size], so
@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int kVector = 16;
-constexpr int kMaxRows = 8;        // query rows that share one pass over a lane's keys
+constexpr int kMaxRows = 8;        // queries that share one pass over a lane's keys
 constexpr int kMaxHeadSize = 256;
 constexpr int kMaxBlock = 256;
 constexpr float kMasked = -1e30f;  // finite: a block with nothing visible must not make NaNs
@@ -55,6 +55,12 @@ inline void narrow(float v, BFloat16* out) {  // to nearest, ties to even
   out->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline Ints load(const int32_t* p) {
+  Ints v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
 inline Floats splat(float v) { return Floats{} + v; }
 
 // e^x for x <= 0: 2^n from the exponent bits, the rest by its Taylor series; relative error
@@ -93,10 +99,16 @@ struct Shape {
   int64_t heads, kv_heads, head_size, block_size;
 };
 
-// Attention of `Rows` query rows of one lane and key head.
+// What a query may see: slots up to a position whose order is at most a limit.
+struct Sight {
+  int64_t position;
+  int32_t limit;
+};
+
+// Attention of `Rows` queries of one lane and key head.
 template <typename T, int Rows>
-void attend_rows(const float* query, const int64_t* limits, const T* cache, int64_t block_stride,
-                 int64_t head_offset, const int64_t* blocks, const uint8_t* written,
+void attend_rows(const float* query, const Sight* sights, const T* cache, int64_t block_stride,
+                 int64_t head_offset, const int64_t* blocks, const int32_t* orders,
                  const Shape& shape, T* const* outputs) {
   const int64_t size = shape.head_size, block_size = shape.block_size;
   float accumulated[Rows][kMaxHeadSize] = {};
@@ -104,10 +116,10 @@ void attend_rows(const float* query, const int64_t* limits, const T* cache, int6
   int64_t last = 0;
   for (int r = 0; r < Rows; ++r) {
     top[r] = kMasked;
-    last = limits[r] > last ? limits[r] : last;
+    last = sights[r].position > last ? sights[r].position : last;
   }
-  Ints lane_index;
-  for (int i = 0; i < kVector; ++i) lane_index[i] = i;
+  Ints slot_index;
+  for (int i = 0; i < kVector; ++i) slot_index[i] = i;
 
   for (int64_t first = 0; first <= last; first += block_size) {
     const T* keys = cache + blocks[first / block_size] * block_stride + head_offset;
@@ -122,11 +134,10 @@ void attend_rows(const float* query, const int64_t* limits, const T* cache, int6
         const Floats key = load(keys + d * block_size + s);
         for (int r = 0; r < Rows; ++r) score[r] += key * query[r * size + d];
       }
-      Ints seen;
-      for (int i = 0; i < kVector; ++i) seen[i] = -int32_t(written[first + s + i]);
+      const Ints order = load(orders + first + s);
       for (int r = 0; r < Rows; ++r) {
-        const int32_t limit = int32_t(limits[r] - first - s);
-        const Ints visible = seen & (lane_index <= (Ints{} + limit));
+        const int32_t end = int32_t(sights[r].position - first - s);
+        const Ints visible = (order <= (Ints{} + sights[r].limit)) & (slot_index <= (Ints{} + end));
         score[r] = visible ? score[r] : splat(kMasked);
         std::memcpy(&scores[r][s], &score[r], sizeof(Floats));
         const float highest = maximum(score[r]);
@@ -167,37 +178,37 @@ void attend_rows(const float* query, const int64_t* limits, const T* cache, int6
 }
 
 template <typename T>
-using RowsFunction = void (*)(const float*, const int64_t*, const T*, int64_t, int64_t,
-                              const int64_t*, const uint8_t*, const Shape&, T* const*);
+using RowsFunction = void (*)(const float*, const Sight*, const T*, int64_t, int64_t,
+                              const int64_t*, const int32_t*, const Shape&, T* const*);
 
 template <typename T>
 constexpr RowsFunction<T> kByRows[kMaxRows + 1] = {
     nullptr,           attend_rows<T, 1>, attend_rows<T, 2>, attend_rows<T, 3>, attend_rows<T, 4>,
     attend_rows<T, 5>, attend_rows<T, 6>, attend_rows<T, 7>, attend_rows<T, 8>};
 
-// All query rows of one lane and key head, in passes of up to kMaxRows.
+// All queries of one lane and key head, in passes of up to kMaxRows.
 template <typename T>
 void attend_lane(const T* query, int64_t query_stride, T* output, int64_t output_stride,
                  const T* cache, int64_t block_stride, const int64_t* blocks,
-                 const uint8_t* written, const int64_t* positions, int64_t begin, int64_t end,
-                 int64_t kv_head, float scale, const Shape& shape) {
+                 const int32_t* orders, const int64_t* positions, const int32_t* limits,
+                 int64_t begin, int64_t end, int64_t kv_head, float scale, const Shape& shape) {
   const int64_t group = shape.heads / shape.kv_heads, size = shape.head_size;
   const int64_t rows = (end - begin) * group;
   const int64_t head_offset = kv_head * shape.block_size * size * 2;
   for (int64_t row = 0; row < rows; row += kMaxRows) {
     const int count = rows - row < kMaxRows ? int(rows - row) : kMaxRows;
     float scaled[kMaxRows * kMaxHeadSize];
-    int64_t limits[kMaxRows];
+    Sight sights[kMaxRows];
     T* outputs[kMaxRows];
     for (int r = 0; r < count; ++r) {
       const int64_t input = begin + (row + r) / group;
       const int64_t head = kv_head * group + (row + r) % group;
       const T* q = query + input * query_stride + head * size;
       for (int64_t d = 0; d < size; ++d) scaled[r * size + d] = widen(q[d]) * scale;
-      limits[r] = positions[input];
+      sights[r] = {positions[input], limits[input]};
       outputs[r] = output + input * output_stride + head * size;
     }
-    kByRows<T>[count](scaled, limits, cache, block_stride, head_offset, blocks, written, shape,
+    kByRows<T>[count](scaled, sights, cache, block_stride, head_offset, blocks, orders, shape,
                       outputs);
   }
 }
@@ -205,9 +216,9 @@ void attend_lane(const T* query, int64_t query_stride, T* output, int64_t output
 template <typename T>
 void run(const T* query, int64_t query_stride, const T* key, int64_t key_stride, const T* value,
          int64_t value_stride, T* output, int64_t output_stride, T* cache, int64_t block_stride,
-         const int64_t* slots, const int64_t* positions, const int64_t* lane_starts, int64_t lanes,
-         const int64_t* const* lane_blocks, const uint8_t* const* lane_written, float scale,
-         const Shape& shape) {
+         const int64_t* slots, const int64_t* positions, const int32_t* limits,
+         const int64_t* lane_starts, int64_t lanes, const int64_t* const* lane_blocks,
+         const int32_t* const* lane_orders, float scale, const Shape& shape) {
   const int64_t size = shape.head_size, block_size = shape.block_size;
 #pragma omp parallel
   {
@@ -225,7 +236,7 @@ void run(const T* query, int64_t query_stride, const T* key, int64_t key_stride,
     for (int64_t lane = 0; lane < lanes; ++lane)
       for (int64_t h = 0; h < shape.kv_heads; ++h)
         attend_lane(query, query_stride, output, output_stride, cache, block_stride,
-                    lane_blocks[lane], lane_written[lane], positions, lane_starts[lane],
+                    lane_blocks[lane], lane_orders[lane], positions, limits, lane_starts[lane],
                     lane_starts[lane + 1], h, scale, shape);
   }
 }
@@ -242,20 +253,20 @@ int zipar_max_block_size() { return kMaxBlock; }
 void zipar_attend(int element_size, const void* query, int64_t query_stride, const void* key,
                   int64_t key_stride, const void* value, int64_t value_stride, void* output,
                   int64_t output_stride, void* cache, int64_t block_stride, const int64_t* slots,
-                  const int64_t* positions, const int64_t* lane_starts, int64_t lanes,
-                  const int64_t* const* lane_blocks, const uint8_t* const* lane_written,
-                  float scale, int64_t heads, int64_t kv_heads, int64_t head_size,
+                  const int64_t* positions, const int32_t* limits, const int64_t* lane_starts,
+                  int64_t lanes, const int64_t* const* lane_blocks,
+                  const int32_t* const* lane_orders, float scale, int64_t heads, int64_t kv_heads, int64_t head_size,
                   int64_t block_size) {
   const Shape shape{heads, kv_heads, head_size, block_size};
   if (element_size == 2) {
     run((const BFloat16*)query, query_stride, (const BFloat16*)key, key_stride,
         (const BFloat16*)value, value_stride, (BFloat16*)output, output_stride, (BFloat16*)cache,
-        block_stride, slots, positions, lane_starts, lanes, lane_blocks, lane_written, scale,
-        shape);
+        block_stride, slots, positions, limits, lane_starts, lanes, lane_blocks, lane_orders,
+        scale, shape);
   } else {
     run((const float*)query, query_stride, (const float*)key, key_stride, (const float*)value,
         value_stride, (float*)output, output_stride, (float*)cache, block_stride, slots, positions,
-        lane_starts, lanes, lane_blocks, lane_written, scale, shape);
+        limits, lane_starts, lanes, lane_blocks, lane_orders, scale, shape);
   }
 }
 }

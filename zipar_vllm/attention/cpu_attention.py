@@ -33,7 +33,7 @@ class CPUMetadata:
 
     step: AttentionInputs
     lane_blocks: np.ndarray[Any, np.dtype[np.int64]]
-    lane_written: np.ndarray[Any, np.dtype[np.int64]]
+    lane_orders: np.ndarray[Any, np.dtype[np.int64]]
 
 
 class CPUAttention:
@@ -43,12 +43,12 @@ class CPUAttention:
         self._attend = library.zipar_attend
 
     def prepare(self, step: AttentionInputs) -> CPUMetadata:
-        """Find the rows of the tables in memory."""
-        blocks, written = step.block_table, step.written
+        """Find the lanes' tables in memory."""
+        blocks, orders = step.block_table, step.orders
         return CPUMetadata(
             step=step,
             lane_blocks=blocks.data_ptr() + step.lanes * (blocks.stride(0) * 8),
-            lane_written=written.data_ptr() + step.lanes * written.stride(0),
+            lane_orders=orders.data_ptr() + step.lanes * (orders.stride(0) * 4),
         )
 
     def run(
@@ -78,10 +78,11 @@ class CPUAttention:
             cache.stride(0),
             step.slot_mapping.data_ptr(),
             step.positions.data_ptr(),
+            step.limits.data_ptr(),
             step.lane_starts.ctypes.data,
             len(step.lanes),
             metadata.lane_blocks.ctypes.data,
-            metadata.lane_written.ctypes.data,
+            metadata.lane_orders.ctypes.data,
             scale,
             query.shape[1],
             kv_heads,
@@ -116,7 +117,7 @@ def load_library() -> ctypes.CDLL | None:
     library.zipar_attend.argtypes = [
         ctypes.c_int,
         *[pointer, integer] * 5,
-        *[pointer] * 3,
+        *[pointer] * 4,
         integer,
         *[pointer] * 2,
         ctypes.c_float,

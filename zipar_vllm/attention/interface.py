@@ -17,30 +17,33 @@ class AttentionInputs:
     """One step's queries, lane after lane.
 
     A lane is one sequence of KV slots: an image has one, or two under guidance. The visibility
-    rule: a query at position q sees the slots of its lane that are written, this step's writes
-    included, and whose position is at most q.
+    rule: a query sees the slots of its lane whose position is at most its own and whose order is
+    at most its limit, this step's writes included (:mod:`zipar_vllm.core.visibility`).
 
     Attributes:
         positions: int64 ``[inputs]`` on the device, raster position of each input; one lane has
             each at most once.
+        limits: int32 ``[inputs]`` on the device, the highest order that each query sees.
         slot_mapping: int64 ``[inputs]`` on the device, physical slot each key and value go to.
-        lanes: int64 ``[lanes]`` on the host, rows of the tables below.
+        lanes: int64 ``[lanes]`` on the host, indices into the tables below.
         lane_starts: int64 ``[lanes + 1]`` on the host, where each lane's inputs begin.
         last_positions: int64 ``[lanes]`` on the host, highest position among a lane's inputs.
         num_decoding: The first lanes, whose inputs are a ready set and not a prompt.
-        written: bool ``[rows, slots]`` on the device, which slots hold a key.
-        block_table: int64 ``[rows, slots / block_size]`` on the device; past a lane's end it
+        orders: int32 ``[all lanes, slots]`` on the device, order of the token in each slot,
+            ``UNWRITTEN`` where there is none.
+        block_table: int64 ``[all lanes, slots / block_size]`` on the device; past a lane's end it
             names any valid block.
-        block_size: Slots a block.
+        block_size: Slots per block.
     """
 
     positions: torch.Tensor
+    limits: torch.Tensor
     slot_mapping: torch.Tensor
     lanes: Ints
     lane_starts: Ints
     last_positions: Ints
     num_decoding: int
-    written: torch.Tensor
+    orders: torch.Tensor
     block_table: torch.Tensor
     block_size: int
 

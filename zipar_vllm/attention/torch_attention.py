@@ -16,15 +16,15 @@ from .interface import AttentionInputs
 
 @dataclass(frozen=True, slots=True)
 class LaneGroup:
-    """Lanes whose queries are padded to one width, so that they run as one dense batch.
+    """Lanes whose queries are padded to the same number, so that they run as one dense batch.
 
     Attributes:
         start, stop: The group's range among the step's inputs.
-        query_index: int64 ``[lanes, width]``, each query's place in that range; padding
+        query_index: int64 ``[lanes, queries]``, each query's place in that range; padding
             repeats a lane's first query.
-        output_index: int64 ``[stop - start]``, each input's place in ``lanes * width``.
+        output_index: int64 ``[stop - start]``, each input's place in ``lanes * queries``.
         block_table: int64 ``[lanes, blocks]``.
-        bias: ``[lanes, 1, heads_per_kv_head * width, blocks * block_size]`` in the model's
+        bias: ``[lanes, 1, heads_per_kv_head * queries, blocks * block_size]`` in the model's
             dtype: 0 where a query sees a slot, -inf elsewhere.
     """
 
@@ -101,8 +101,9 @@ class TorchAttention:
             output_index=torch.from_numpy(np.flatnonzero(used)).to(device, non_blocking=True),
             block_table=step.block_table[lanes, :blocks],
             bias=visibility_bias(
-                step.written[lanes, : blocks * step.block_size],
+                step.orders[lanes, : blocks * step.block_size],
                 step.positions[start:stop][query_index],
+                step.limits[start:stop][query_index],
                 self._heads_per_kv_head,
                 self._dtype,
             ),
@@ -110,23 +111,29 @@ class TorchAttention:
 
 
 def visibility_bias(
-    written: torch.Tensor, positions: torch.Tensor, heads_per_kv_head: int, dtype: torch.dtype
+    orders: torch.Tensor,
+    positions: torch.Tensor,
+    limits: torch.Tensor,
+    heads_per_kv_head: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The visibility rule as an additive bias.
+    """Write the visibility rule as an additive bias.
 
     Args:
-        written: bool ``[lanes, slots]``, this step's writes included.
-        positions: int64 ``[lanes, width]``, the queries' raster positions.
-        heads_per_kv_head: Query heads that share a key head; their rows are repeated.
+        orders: int32 ``[lanes, slots]``, this step's writes included.
+        positions: int64 ``[lanes, queries]``, the queries' raster positions.
+        limits: int32 ``[lanes, queries]``, the highest order that each query sees.
+        heads_per_kv_head: Query heads that share a key head; their queries are repeated.
         dtype: The queries' dtype.
 
     Returns:
-        ``[lanes, 1, heads_per_kv_head * width, slots]``.
+        ``[lanes, 1, heads_per_kv_head * queries, slots]``.
     """
-    lanes, slots = written.shape
-    columns = torch.arange(slots, device=written.device)
-    visible = written.unsqueeze(1) & (columns <= positions.unsqueeze(-1))
-    bias = torch.zeros(visible.shape, dtype=dtype, device=written.device)
+    lanes, slots = orders.shape
+    columns = torch.arange(slots, device=orders.device)
+    visible = orders.unsqueeze(1) <= limits.unsqueeze(-1)
+    visible &= columns <= positions.unsqueeze(-1)
+    bias = torch.zeros(visible.shape, dtype=dtype, device=orders.device)
     bias.masked_fill_(~visible, float("-inf"))
     return bias.repeat(1, heads_per_kv_head, 1).view(lanes, 1, -1, slots)
 
@@ -136,14 +143,14 @@ def _attend(
 ) -> torch.Tensor:
     _, block_size, kv_heads, kv_size = cache.shape
     _, heads, head_size = query.shape
-    lanes, width = group.query_index.shape
+    lanes, queries = group.query_index.shape
     slots = group.block_table.shape[1] * block_size
     kv = cache.index_select(0, group.block_table.flatten()).view(lanes, slots, kv_heads, kv_size)
     key, value = kv.transpose(1, 2).split(head_size, dim=-1)
     # Query heads that share a key head become extra query rows: keys are read once for all.
-    q = query[group.query_index].view(lanes, width, kv_heads, heads // kv_heads, head_size)
+    q = query[group.query_index].view(lanes, queries, kv_heads, heads // kv_heads, head_size)
     q = q.permute(0, 2, 3, 1, 4).reshape(lanes, kv_heads, -1, head_size)
     out = F.scaled_dot_product_attention(q, key, value, attn_mask=group.bias, scale=scale)
-    out = out.view(lanes, kv_heads, heads // kv_heads, width, head_size)
-    out = out.permute(0, 3, 1, 2, 4).reshape(lanes * width, heads, head_size)
+    out = out.view(lanes, kv_heads, heads // kv_heads, queries, head_size)
+    out = out.permute(0, 3, 1, 2, 4).reshape(lanes * queries, heads, head_size)
     return out[group.output_index]

@@ -1,5 +1,9 @@
 """The visibility rule as one dense mask, for training, scoring and tests.
 
+A key is seen by a query iff its position is at most the query's and its *order* at most the query's
+limit. The order of a token is the step at which plain decoding feeds it, so that it counts as known
+from then on; while a slot holds no key its order is :data:`UNWRITTEN`.
+
 A step-by-step ZipAR decoding of a grid with row terminators feeds every token exactly once, so
 one forward pass over the finished picture under this mask gives every logit of that decoding.
 """
@@ -9,6 +13,9 @@ from __future__ import annotations
 import torch
 
 from .grid import Grid
+
+UNWRITTEN = 2**31 - 1
+"""Order of a slot that holds no key: larger than any limit, in int32."""
 
 
 def feed_steps(grid: Grid, window: int, prompt_length: int) -> torch.Tensor:

@@ -110,6 +110,7 @@ class AdaptiveProgress:
         self._closed = 0  # rows at the top whose last token has been fed
         self._counts = [1]  # tokens of each row that has started; the prefill draws the first
         self._attempts = 0  # of the next row's first token
+        self._number = 1  # of the step to take
         self.complete_rows = int(grid.columns == 1)
         self._step = self._make_step()
 
@@ -141,6 +142,7 @@ class AdaptiveProgress:
             counts.append(1)
         while self.complete_rows < len(counts) and counts[self.complete_rows] == columns:
             self.complete_rows += 1
+        self._number += 1
         self._step = self._make_step()
 
     def _make_step(self) -> Step:
@@ -151,12 +153,12 @@ class AdaptiveProgress:
             inputs[position] = (position, position + 1 if count < grid.columns else NOT_SAMPLED)
         opening = self._opening()
         if opening is None:
-            return Step.of(inputs)
+            return Step.of(inputs, self._number)
         newest = grid.position(len(counts) - 1, counts[-1] - 1)
         # A terminator is known; without one the newest token stands in for the row's last, which
         # it is once the row is complete.
         inputs[opening] = (opening if grid.row_terminator else newest, opening + 1)
-        return Step.of(inputs, drafts={opening: self._attempts})
+        return Step.of(inputs, self._number, drafts={opening: self._attempts})
 
     def _opening(self) -> int | None:
         """Position before the first token of the row that may start; None where none may."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.attention.interface import AttentionInputs
+from zipar_vllm.core.visibility import UNWRITTEN
 
 from .policy import IntArray, Verification
 from .table import ImageState, StateTable
@@ -24,21 +26,33 @@ class _Lanes:
         lanes: Index of each lane in the lane tables.
         positions: Raster position of each lane's inputs, ascending.
         sources: Where each lane's inputs stand in the image's row of tokens.
+        orders: Order of each lane's inputs.
+        forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
     """
 
     images: list[int] = field(default_factory=list)
     lanes: list[int] = field(default_factory=list)
     positions: list[IntArray] = field(default_factory=list)
     sources: list[IntArray] = field(default_factory=list)
+    orders: list[NDArray[np.int32]] = field(default_factory=list)
+    forgotten: list[tuple[int, IntArray]] = field(default_factory=list)
     size: int = 0
 
-    def add(self, image: ImageState, number: int, positions: IntArray, sources: IntArray) -> int:
+    def add(
+        self,
+        image: ImageState,
+        number: int,
+        positions: IntArray,
+        sources: IntArray,
+        orders: NDArray[np.int32],
+    ) -> int:
         """Append a lane's inputs; returns where they start in this group."""
         start = self.size
         self.images.append(image.index)
         self.lanes.append(image.lane(number))
         self.positions.append(positions)
         self.sources.append(sources)
+        self.orders.append(orders)
         self.size += len(positions)
         return start
 
@@ -156,26 +170,30 @@ class BatchBuilder:
         image_of_input = np.repeat(decode.images + prefill.images, counts)
         lanes, positions = self._to_device(lane_of_input), self._to_device(np.concatenate(inputs))
         sources = self._to_device(np.concatenate(decode.sources + prefill.sources))
-        table.written[lanes, positions] = True
+        orders = self._to_device(np.concatenate(decode.orders + prefill.orders))
+        for lane, forgotten in decode.forgotten:
+            table.orders[lane, self._to_device(forgotten)] = UNWRITTEN
+        table.orders[lanes, positions] = orders
         blocks = table.block_table[lanes, positions // block_size]
         return StepBatch(
             input_ids=table.tokens[self._to_device(image_of_input), sources],
             positions=positions,
             attention=AttentionInputs(
                 positions=positions,
+                limits=orders,
                 slot_mapping=blocks * block_size + positions % block_size,
                 lanes=np.array(decode.lanes + prefill.lanes),
                 lane_starts=np.concatenate([[0], np.cumsum(counts)]),
                 last_positions=np.array([int(positions[-1]) for positions in inputs]),
                 num_decoding=len(decode.lanes),
-                written=table.written,
+                orders=table.orders,
                 block_table=table.block_table,
                 block_size=block_size,
             ),
             samples=samples,
         )
 
-    def _to_device(self, array: IntArray) -> torch.Tensor:
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
@@ -183,9 +201,14 @@ def _add_decode(image: ImageState, lanes: _Lanes, samples: _Samples) -> None:
     step = image.progress.step()
     sources = step.sources + image.job.prompt_length
     starts = [
-        lanes.add(image, number, step.positions + prompt, sources)
+        lanes.add(image, number, step.positions + prompt, sources, step.orders)
         for number, prompt in enumerate(image.job.lane_prompts)
     ]
+    if len(step.forget):
+        lanes.forgotten += [
+            (image.lane(number), step.forget + prompt)
+            for number, prompt in enumerate(image.job.lane_prompts)
+        ]
     if len(step.drafts):
         assert image.verification is not None
         entries, attempts = samples.drafts.setdefault(image.verification, ([], []))
@@ -215,7 +238,8 @@ def _add_prefill(
             low = min(low, prompt - 1)
         if low < high:
             positions = np.arange(low, high)
-            start = lanes.add(image, number, positions, positions + first_of_lane)
+            orders = np.zeros(len(positions), dtype=np.int32)
+            start = lanes.add(image, number, positions, positions + first_of_lane, orders)
             final_inputs.append(np.array([offset + start + len(positions) - 1]))
         first_of_lane += prompt
     image.prefilled = end

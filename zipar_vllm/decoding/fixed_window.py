@@ -106,7 +106,7 @@ class FixedWindow:
                 position = grid.position(row, 0) - 1
                 proxy = grid.position(row - 1, self.window - 1)
                 inputs[position] = (position if grid.row_terminator else proxy, target)
-        return Step.of(inputs)
+        return Step.of(inputs, order=step)
 
 
 class _Cursor:

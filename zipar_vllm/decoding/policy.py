@@ -8,7 +8,7 @@ batch and sampler know both by these interfaces only. A policy is one module, na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -46,40 +46,57 @@ class Step:
             a proxy only, the stand-in for a token that is not known yet.
         targets: int64 ``[n]``, position of the token that each input's logits predict, or
             ``NOT_SAMPLED``.
+        orders: int32 ``[n]``, from when on each input's token counts as known; its query sees what
+            is known by then (:mod:`zipar_vllm.core.visibility`).
         sampled: int64 ``[m]``, the inputs that have a target.
         drafts: int64 ``[k]``, the inputs whose target is a draft: a token that the policy's
             :class:`Verification` may replace.
         attempts: int64 ``[k]``, how often each draft was drawn before; 0 for a new one.
+        forget: int64 ``[f]``, positions that become unwritten before the inputs are written.
     """
 
     positions: IntArray
     sources: IntArray
     targets: IntArray
+    orders: NDArray[np.int32]
     sampled: IntArray
     drafts: IntArray
     attempts: IntArray
+    forget: IntArray
 
     @classmethod
     def of(
-        cls, inputs: Mapping[int, tuple[int, int]], drafts: Mapping[int, int] | None = None
+        cls,
+        inputs: Mapping[int, tuple[int, int]],
+        order: int | Mapping[int, int],
+        drafts: Mapping[int, int] | None = None,
+        forget: Iterable[int] = (),
     ) -> Step:
         """Make a step.
 
         Args:
             inputs: ``{position: (source, target)}``.
+            order: Of all inputs, as in plain decoding, where it is the number of the step; or of
+                each by its position.
             drafts: Of the positions whose target is a draft, the number of earlier attempts.
+            forget: Positions that become unwritten first.
         """
         drafts = drafts or {}
         positions = np.array(sorted(inputs), dtype=np.int64)
         table = np.array([inputs[p] for p in positions.tolist()], dtype=np.int64).reshape(-1, 2)
         sources, targets = np.ascontiguousarray(table.T)
+        orders = np.full(len(positions), order if isinstance(order, int) else 0, dtype=np.int32)
+        if not isinstance(order, int):
+            orders[:] = [order[position] for position in positions.tolist()]
         return cls(
             positions=positions,
             sources=sources,
             targets=targets,
+            orders=orders,
             sampled=np.flatnonzero(targets != NOT_SAMPLED),
             drafts=np.searchsorted(positions, sorted(drafts)),
             attempts=np.array([drafts[p] for p in sorted(drafts)], dtype=np.int64),
+            forget=np.array(sorted(forget), dtype=np.int64),
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Device state of running images: their tokens, what is written, where their blocks lie."""
+"""Device state of running images: their tokens, what is known, where their blocks lie."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.core.sampling import OPTION_DTYPES
+from zipar_vllm.core.visibility import UNWRITTEN
 from zipar_vllm.core.vocabulary import Vocabulary
 
 from .job import ImageJob
@@ -53,7 +54,8 @@ class StateTable:
 
     Attributes:
         tokens: int64 ``[max_images, max_tokens]``: an image's prompts, then its picture.
-        written: bool ``[max_images * MAX_LANES, max_blocks * block_size]``: slots that hold a key.
+        orders: int32 ``[max_images * MAX_LANES, max_blocks * block_size]``: order of the token in
+            each slot, ``UNWRITTEN`` where there is none.
         block_table: int64 ``[max_images * MAX_LANES, max_blocks]``.
         options: Options of each image, host arrays ``[max_images]`` by name: what its tokens are
             sampled by, and ``guidance_scale``.
@@ -76,7 +78,8 @@ class StateTable:
         max_blocks = -(-max_tokens // block_size)
         lanes = max_images * MAX_LANES
         self.tokens = torch.zeros(max_images, max_tokens, dtype=torch.int64, device=device)
-        self.written = torch.zeros(lanes, max_blocks * block_size, dtype=torch.bool, device=device)
+        slots = max_blocks * block_size
+        self.orders = torch.full((lanes, slots), UNWRITTEN, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
         self.options: dict[str, NDArray[Any]] = {
             name: np.zeros(max_images, dtype=dtype)
@@ -117,7 +120,7 @@ class StateTable:
         start = 0
         for number, count in enumerate(image.job.lane_blocks(self.block_size)):
             lane = image.lane(number)
-            self.written[lane] = False
+            self.orders[lane] = UNWRITTEN
             self.block_table[lane, :count] = torch.tensor(
                 blocks[start : start + count], device=self._device
             )

@@ -1,0 +1,144 @@
+"""The decoder over a Hugging Face model, scheduled as the engine does it; no vLLM."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from zipar_vllm.attention.interface import AttentionKernel
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.transformers_model import TransformersModel
+from zipar_vllm.models.registry import load_spec
+from zipar_vllm.prepare import PreparedImage
+
+BLOCK_SIZE = 16
+NUM_BLOCKS = 600
+MAX_IMAGES = 16
+
+
+@dataclass
+class Decoded:
+    """An image's tokens so far, and its forward passes."""
+
+    tokens: list[int] = field(default_factory=list)
+    steps: int = 0
+
+
+@dataclass
+class _Running:
+    job: ImageJob
+    blocks: list[int]
+    prompt_left: int
+
+
+class Room:
+    """Images on one model; blocks are handed out in random order.
+
+    Args:
+        path: Folder of a tiny model.
+        budget: Inputs per step; prompts are computed in chunks where they do not fit.
+        kernel: Attention kernel, None for the usual one.
+    """
+
+    def __init__(self, path: Path, budget: int = 256, kernel: AttentionKernel | None = None):
+        self.vocabulary: Vocabulary = load_spec(path).vocabulary
+        self._model = TransformersModel(
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            kernel=kernel,
+        )
+        self._decoder = ImageDecoder(
+            max_images=MAX_IMAGES,
+            max_tokens=1024,
+            block_size=BLOCK_SIZE,
+            vocabulary=self.vocabulary,
+            device=torch.device("cpu"),
+        )
+        self._free = list(range(NUM_BLOCKS))
+        random.Random(0).shuffle(self._free)
+        self._running: dict[str, _Running] = {}
+        self._budget = budget
+        self.results: dict[str, Decoded] = {}
+        self.released: dict[str, list[int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
+    @property
+    def running(self) -> set[str]:
+        return set(self._running)
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    def add(self, name: str, image: PreparedImage) -> None:
+        prompts = image.prompts
+        lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
+        job = ImageJob(image.grid, image.params, lanes)
+        blocks = [self._free.pop() for _ in range(job.num_blocks(BLOCK_SIZE))]
+        prompt = [*prompts.conditional, *prompts.unconditional]
+        self._decoder.add(name, job, prompt, blocks)
+        self._running[name] = _Running(job, blocks, len(prompt))
+        self.results[name] = Decoded()
+        self.released[name] = []
+
+    def abort(self, name: str) -> None:
+        self._remove(name)
+        del self.results[name]
+
+    def step(self) -> None:
+        scheduled = self._schedule()
+        names = list(scheduled)
+        result = self._decoder.step(scheduled, self._model)
+        for name in names:
+            self.results[name].steps += self._running[name].prompt_left == 0
+        for release in result.releases:
+            decoded = self.results[names[release.request]]
+            row = self._decoder.table.tokens[release.index, release.start : release.stop]
+            decoded.tokens += row.tolist()
+            self.released[names[release.request]].append(len(decoded.tokens))
+        for name in names:
+            if len(self.results[name].tokens) == self._running[name].job.grid.num_positions:
+                self._remove(name)
+
+    def run(self, limit: int = 2000) -> None:
+        """Step until nothing is left; fails rather than hang."""
+        for _ in range(limit):
+            if not self._running:
+                return
+            self.step()
+        raise AssertionError(f"still running after {limit} steps")
+
+    def generate(self, image: PreparedImage) -> Decoded:
+        """One image, alone."""
+        self.add("alone", image)
+        self.run()
+        return self.results.pop("alone")
+
+    def _schedule(self) -> Mapping[str, int]:
+        """Every image past its prompt, and prompt tokens within what is left of the budget."""
+        left = self._budget - sum(
+            image.job.max_inputs for image in self._running.values() if not image.prompt_left
+        )
+        scheduled = {}
+        for name, image in self._running.items():
+            count = min(image.prompt_left, left)
+            if image.prompt_left == 0 or count > 0:
+                scheduled[name] = max(count, 1)
+            image.prompt_left -= count
+            left -= count
+        return scheduled
+
+    def _remove(self, name: str) -> None:
+        self._free += self._running.pop(name).blocks
+        self._decoder.remove(name)
