@@ -88,6 +88,7 @@ def expected(path: Path, vocabulary: Vocabulary, image: PreparedImage) -> tuple[
         temperature=params.temperature,
         top_k=params.top_k,
         top_p=params.top_p,
+        min_p=params.min_p,
         seed=params.seed,
     )
     return result.tokens, result.num_forward_passes

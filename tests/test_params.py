@@ -22,6 +22,7 @@ NUMBERS = {
     "guidance_scale": ", 0 to 100",
     "temperature": ", 0 to 10",
     "top_p": " above 0 and up to 1",
+    "min_p": ", 0 to 1",
 }
 
 
@@ -112,7 +113,9 @@ def test_unknown_option(kind):
     assert "temperature" in str(error)
 
 
-@pytest.mark.parametrize("name", ["seed", "guidance_scale", "temperature", "top_k", "top_p"])
+@pytest.mark.parametrize(
+    "name", ["seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p"]
+)
 def test_wishes_have_the_same_ranges_as_parameters(name):
     wish, parameter = refusal(ImageOptions, **{name: -1}), refusal(**{name: -1})
     assert str(wish) == str(parameter)

@@ -35,6 +35,7 @@ GuidanceScale = Annotated[StrictFloat, Field(ge=0, le=100)]
 Temperature = Annotated[StrictFloat, Field(ge=0, le=10)]
 TopK = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 TopP = Annotated[StrictFloat, Field(gt=0, le=1)]
+MinP = Annotated[StrictFloat, Field(ge=0, le=1)]
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class ImageParams:
         temperature: 0 is greedy.
         top_k: 0 keeps every image token.
         top_p: 1 keeps every image token.
+        min_p: Tokens less likely than this share of the likeliest are left out; 0 keeps all.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -63,6 +65,7 @@ class ImageParams:
     temperature: Temperature = 1.0
     top_k: TopK = 0
     top_p: TopP = 1.0
+    min_p: MinP = 0.0
 
 
 class PolicyOptions(BaseModel):
@@ -89,6 +92,7 @@ class SamplingOptions(BaseModel):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
+    min_p: MinP | None = None
 
 
 class ImageOptions(PolicyOptions, SamplingOptions):

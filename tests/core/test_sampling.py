@@ -51,19 +51,21 @@ def naive_lowbias32(x):
     return x ^ (x >> 16)
 
 
-def naive_sample(logits, temperature, top_k, top_p, seed, position):
+def naive_sample(logits, temperature, top_k, top_p, min_p, seed, position):
     """One row, in float64, a token at a time."""
     return max(
-        naive_weights(logits, temperature, top_k, top_p),
+        naive_weights(logits, temperature, top_k, top_p, min_p),
         key=lambda token: logits[token] / (temperature or 1) + naive_noise(seed, position, token),
     )
 
 
-def naive_weights(logits, temperature, top_k, top_p):
+def naive_weights(logits, temperature, top_k, top_p, min_p):
     """Probability of each token that may be drawn."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])
     if temperature == 0:
         return {order[0]: 1.0}
+    best = logits[order[0]]
+    order = [t for t in order if math.exp((logits[t] - best) / temperature) >= min_p]
     order = order[: top_k or None]
     weights = [math.exp((logits[t] - logits[order[0]]) / temperature) for t in order]
     kept, before = {}, 0.0
@@ -82,6 +84,7 @@ def rows_of(n, count, generator_seed, **fixed):
         "temperature": rng.choice([0.0, 0.5, 1.0, 2.0], n).astype(np.float32),
         "top_k": rng.choice([0, 1, 3, count, count + 5], n).astype(np.int64),
         "top_p": rng.choice([0.05, 0.5, 0.9, 1.0], n).astype(np.float32),
+        "min_p": rng.choice([0.0, 0.0, 0.02, 0.3, 1.0], n).astype(np.float32),
         "seed": rng.integers(0, MAX_SEED, n, dtype=np.int64),
         "position": rng.integers(0, 8100, n, dtype=np.int64),
     }
@@ -98,7 +101,7 @@ def batch_of(arrays):
 def run(logits, arrays, flags=None):
     batch = batch_of(arrays)
     if flags is not None:
-        batch = replace(batch, flags=flags)
+        batch = replace(batch, flags=replace(batch.flags, truncated=True, top=flags.top))
     return batch.sample(torch.from_numpy(logits)).tolist()
 
 
@@ -110,20 +113,23 @@ def test_guidance():
 
 
 def test_flags():
-    def flags(temperature, top_k, top_p):
+    def flags(temperature, top_k, top_p, min_p=(0, 0, 0)):
         return SamplingFlags.of(
             {
                 "temperature": np.array(temperature, dtype=np.float32),
                 "top_k": np.array(top_k),
                 "top_p": np.array(top_p, dtype=np.float32),
+                "min_p": np.array(min_p[: len(top_p)], dtype=np.float32),
             }
         )
 
-    assert flags([0, 0], [5, 0], [0.5, 1]) == SamplingFlags(True, False, 0)
+    assert flags([0, 0], [5, 0], [0.5, 1]) == SamplingFlags(all_greedy=True)
     assert flags([1, 0], [0, 5], [1, 0.5]) == SamplingFlags(False, False, 0)
     assert flags([1, 1, 0], [5, 7, 99], [1, 1, 1]) == SamplingFlags(False, True, 7)
     assert flags([1, 1], [5, 0], [1, 1]) == SamplingFlags(False, True, 0)
     assert flags([1], [0], [0.9]) == SamplingFlags(False, True, 0)
+    assert flags([1, 0], [0, 0], [1, 1], [0.1, 0]) == SamplingFlags(False, False, 0, min_p=True)
+    assert flags([1, 0], [0, 0], [1, 1], [0, 0.1]) == SamplingFlags(False)
 
 
 def test_temperature_zero_takes_the_highest_logit():
@@ -132,7 +138,7 @@ def test_temperature_zero_takes_the_highest_logit():
 
 
 def test_greedy_rows_stay_greedy_among_sampled_ones():
-    logits, arrays = rows_of(64, 50, 1, top_k=0, top_p=1)
+    logits, arrays = rows_of(64, 50, 1, top_k=0, top_p=1, min_p=0)
     greedy = arrays["temperature"] == 0
     assert 5 < greedy.sum() < 60
     assert np.array_equal(np.array(run(logits, arrays))[greedy], logits.argmax(axis=1)[greedy])
@@ -151,10 +157,10 @@ def test_truncation_agrees_with_the_naive_sampler(generator_seed):
     assert len(set(expected)) > 10
 
 
-@pytest.mark.parametrize("fixed", [{}, {"top_k": 0, "top_p": 1}, {"temperature": 0}])
+@pytest.mark.parametrize("fixed", [{}, {"top_k": 0, "top_p": 1, "min_p": 0}, {"temperature": 0}])
 def test_probabilities_are_what_is_drawn_from(fixed):
     logits, arrays = rows_of(60, 40, 7, **fixed)
-    names = ("temperature", "top_k", "top_p")
+    names = ("temperature", "top_k", "top_p", "min_p")
     got = batch_of(arrays).probabilities(torch.from_numpy(logits))
     for row, scores, *options in zip(
         got.tolist(), logits.tolist(), *(arrays[name].tolist() for name in names), strict=True
@@ -194,13 +200,13 @@ def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
 def test_of_equal_logits_exactly_k_remain():
     count, k, n = 30, 3, 500
     logits = np.zeros((n, count), dtype=np.float32)
-    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, seed=1)
+    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, min_p=0, seed=1)
     arrays["position"] = np.arange(n)
     assert len(set(run(logits, arrays))) == k
 
 
 def test_the_smallest_top_p_keeps_the_highest_logit():
-    logits, arrays = rows_of(50, 40, 3, temperature=1, top_k=0, top_p=1e-6)
+    logits, arrays = rows_of(50, 40, 3, temperature=1, top_k=0, top_p=1e-6, min_p=0)
     assert run(logits, arrays) == logits.argmax(axis=1).tolist()
 
 
@@ -270,7 +276,7 @@ def test_draws_follow_the_softmax():
     """Chi-square over many positions, 9 degrees of freedom, p = 0.001."""
     n, count = 20000, 10
     row = np.linspace(-1, 1.5, count, dtype=np.float32)
-    _, arrays = rows_of(n, count, 0, temperature=0.7, top_k=0, top_p=1, seed=11)
+    _, arrays = rows_of(n, count, 0, temperature=0.7, top_k=0, top_p=1, min_p=0, seed=11)
     arrays["position"] = np.arange(n)
     seen = np.bincount(run(np.tile(row, (n, 1)), arrays), minlength=count)
     weights = np.exp(row.astype(np.float64) / 0.7)

@@ -263,6 +263,7 @@ def test_a_verification_keeps_what_each_image_predicted_last():
             "temperature": np.zeros(count, dtype=np.float32),
             "top_k": np.zeros(count, dtype=np.int64),
             "top_p": np.ones(count, dtype=np.float32),
+            "min_p": np.zeros(count, dtype=np.float32),
         }
         return Drafts(
             images=torch.tensor(images),

@@ -27,6 +27,7 @@ from .room import Room
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
+MIN_P: dict[str, Any] = {"temperature": 1.0, "min_p": 0.05, "seed": 12}
 
 
 def assert_decoded(room: Room, path: Path, images: dict[str, PreparedImage]) -> None:
@@ -37,7 +38,7 @@ def assert_decoded(room: Room, path: Path, images: dict[str, PreparedImage]) -> 
 
 
 @pytest.mark.parametrize("policy", ["fixed_window", ADAPTIVE])
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED, MIN_P], ids=["greedy", "sampled", "min-p"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("window", [1, 2, 4, 8])
 def test_alone(
@@ -161,6 +162,7 @@ def random_images(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
                 "top_k": draw(st.sampled_from([0, 1, 20])),
                 "top_p": draw(st.sampled_from([0.5, 1.0])),
+                "min_p": draw(st.sampled_from([0.0, 0.1, 1.0])),
             }
         )
     return images

@@ -38,7 +38,9 @@ def test_every_error_status_is_documented() -> None:
     assert {200, *statuses} == {*declared, 501}  # 501 is what the other two routes answer
 
 
-@pytest.mark.parametrize("name", ["n", "seed", "guidance_scale", "temperature", "top_k", "top_p"])
+@pytest.mark.parametrize(
+    "name", ["n", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p"]
+)
 def test_documented_limits_are_those_that_hold(name: str) -> None:
     schema = OPTIONS[name]["anyOf"][0]
     high = schema["maximum"]

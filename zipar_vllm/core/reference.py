@@ -97,6 +97,7 @@ class _Sampling:
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     seed: int
 
     def guided(self, lanes: list[torch.Tensor]) -> torch.Tensor:
@@ -112,6 +113,7 @@ class _Sampling:
             "temperature": np.array([self.temperature], dtype=np.float32),
             "top_k": np.array([self.top_k]),
             "top_p": np.array([self.top_p], dtype=np.float32),
+            "min_p": np.array([self.min_p], dtype=np.float32),
         }
         return int(SamplingBatch.of(options, np.array([position])).sample(logits.unsqueeze(0)))
 
@@ -119,6 +121,9 @@ class _Sampling:
         order = logits.argsort(descending=True)
         if self.temperature == 0:
             return torch.zeros_like(logits).index_fill(0, order[:1], 1.0)
+        if self.min_p:
+            distance = (logits[order[0]] - logits[order]) / self.temperature
+            order = order[distance <= -np.log(self.min_p)]
         order = order[: self.top_k or None]
         weights = (logits[order] / self.temperature).softmax(dim=0)
         if self.top_p < 1:
@@ -141,6 +146,7 @@ def decode_image(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
 ) -> ReferenceResult:
     """Decode one image, a ready set at a time.
@@ -154,14 +160,15 @@ def decode_image(
         image_tokens: First id and number of the image tokens.
         row_terminator_id: Token that ends every row, or None.
         unconditional_ids: Prompt of the unconditional lane; empty turns guidance off.
-        guidance_scale, temperature, top_k, top_p, seed: As :class:`zipar_vllm.params.ImageParams`.
+        guidance_scale, temperature, top_k, top_p, min_p, seed: As
+            :class:`zipar_vllm.params.ImageParams` has them.
     """
     grid.check_window(window)
     start, count = image_tokens
     width, rows = grid.columns, grid.rows
     lanes = [_Lane(model, len(ids)) for ids in (prompt_ids, unconditional_ids) if ids]
 
-    sampling = _Sampling(guidance_scale, temperature, top_k, top_p, seed)
+    sampling = _Sampling(guidance_scale, temperature, top_k, top_p, min_p, seed)
 
     def guided(logits: list[torch.Tensor]) -> torch.Tensor:
         return sampling.guided([lane[start : start + count] for lane in logits])

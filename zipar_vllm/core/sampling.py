@@ -1,4 +1,4 @@
-"""Sampling maths: guidance, temperature, top-k, top-p, and noise that depends on nothing else.
+"""Sampling maths: guidance, temperature, cuts, and noise that depends on nothing else.
 
 The noise of a token is a hash of (seed, grid position, token), so the same seed draws the same
 picture whatever the window, the batch or the rank (design of counter-based generators: Salmon
@@ -20,6 +20,7 @@ OPTION_DTYPES: dict[str, type[np.generic]] = {
     "temperature": np.float32,
     "top_k": np.int64,
     "top_p": np.float32,
+    "min_p": np.float32,
 }
 """The options of an image that its tokens are sampled by, as arrays of many images hold them."""
 
@@ -36,23 +37,26 @@ class SamplingFlags:
         all_greedy: Every token takes its highest logit.
         truncated: Some token that is sampled has a top-k, or a top-p below 1.
         top: How many of the highest logits have to be sorted for that; 0 means all.
+        min_p: Some token that is sampled has a min-p.
     """
 
     all_greedy: bool
-    truncated: bool
-    top: int
+    truncated: bool = False
+    top: int = 0
+    min_p: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, NDArray[Any]]) -> SamplingFlags:
         """Summarise host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`."""
         sampled = options["temperature"] > 0
         if not sampled.any():
-            return cls(all_greedy=True, truncated=False, top=0)
+            return cls(all_greedy=True)
         top_k = options["top_k"][sampled]
         return cls(
             all_greedy=False,
             truncated=bool((top_k > 0).any() or (options["top_p"][sampled] < 1).any()),
             top=int(top_k.max()) if (top_k > 0).all() else 0,
+            min_p=bool((options["min_p"][sampled] > 0).any()),
         )
 
 
@@ -76,6 +80,7 @@ class SamplingBatch:
         temperature: float32; 0 takes the highest logit.
         top_k: int64; 0 keeps all.
         top_p: float32 in (0, 1].
+        min_p: float32 in [0, 1]; 0 keeps all.
         seed: int64.
         position: int64, the tokens' places in the grid, ``row * columns + column``.
         flags: The batch's summary; must agree with the tensors.
@@ -84,6 +89,7 @@ class SamplingBatch:
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
+    min_p: torch.Tensor
     seed: torch.Tensor
     position: torch.Tensor
     flags: SamplingFlags
@@ -108,7 +114,7 @@ class SamplingBatch:
         return SamplingBatch(**tensors, flags=self.flags)
 
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw the tokens: temperature, then top-k, then top-p, then Gumbel-max.
+        """Draw the tokens: temperature, then min-p, top-k and top-p, then Gumbel-max.
 
         Of logits equal to the k-th highest, those with ``torch.topk``'s preference are kept: the
         choice is the same every time, and exactly k remain.
@@ -142,9 +148,12 @@ class SamplingBatch:
         return torch.where((self.temperature == 0).unsqueeze(1), highest, weights)
 
     def _scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits after temperature, top-k and top-p; sorted, with their tokens, where those cut."""
+        """Logits after temperature and cuts; sorted, with their tokens, for top-k and top-p."""
         temperature = self.temperature.masked_fill(self.temperature == 0, 1.0)
         scaled = logits / temperature.unsqueeze(1)
+        if self.flags.min_p:
+            least = scaled.amax(dim=-1, keepdim=True) + self.min_p.log().unsqueeze(1)
+            scaled = scaled.masked_fill(scaled < least, float("-inf"))
         if not self.flags.truncated:
             return scaled, None
         count = logits.shape[1]
