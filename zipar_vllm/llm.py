@@ -9,10 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from .core.grid import Grid
 from .engine.arguments import engine_arguments
 from .engine.capacity import check_capacity
 from .engine.client import read_progress
@@ -23,6 +26,7 @@ from .models.demo import DEMO_PATH
 from .models.registry import load_image_model
 from .params import ImageOptions, ImageParams, parse
 from .prepare import PreparedImage, make_seeds, prepare_images
+from .progress import ImageProgress
 
 DEMO_KV_CACHE_BYTES = 256 << 20
 """KV cache of the embedded model where nothing else is asked for: some 70 guided images."""
@@ -40,6 +44,8 @@ class GeneratedImage:
         params: How it was decoded; its ``seed`` gives the same picture again.
         steps: Forward passes, as the engine counted them.
         seconds: From being handed to the engine to the last token; pixels come on top.
+        logprobs: float32 ``[rows, columns]``, log-probability of each token after guidance, before
+            temperature and cuts; None if not asked for.
     """
 
     prompt: str
@@ -48,6 +54,7 @@ class GeneratedImage:
     params: ImageParams
     steps: int
     seconds: float
+    logprobs: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,14 @@ class DecodedImage:
         codes: Image codes in raster order.
         steps: Forward passes, as the engine counted them.
         seconds: From being handed to the engine to the last token.
+        logprobs: float32 ``[rows, columns]``; None if not asked for.
     """
 
     tokens: list[int]
     codes: list[int]
     steps: int
     seconds: float
+    logprobs: NDArray[np.float32] | None
 
 
 class ImageLLM:
@@ -142,6 +151,7 @@ class ImageLLM:
         prompts: str | Sequence[str],
         *,
         seed: int | Sequence[int] | None = None,
+        logprobs: bool = False,
         progress: bool = True,
         **options: Any,
     ) -> list[GeneratedImage]:
@@ -151,6 +161,7 @@ class ImageLLM:
             prompts: One prompt, or several.
             seed: Of the first picture, the next one has one more; or a seed for each; drawn and
                 told in the results if None.
+            logprobs: Whether to return the log-probabilities of the drawn tokens.
             progress: Whether to show a bar of the rows that are complete.
             **options: Fields of :class:`~zipar_vllm.params.ImageOptions`: ``size``, ``window``,
                 ``adaptive``, ``guidance_scale``, ``temperature``, ... The model's defaults apply to
@@ -166,15 +177,23 @@ class ImageLLM:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         images = self.prepare(prompts, seed=seed, **options)
-        decoded = self.decode(images, progress=progress)
+        decoded = self.decode(images, logprobs=logprobs, progress=progress)
         pictures = self._render(images, decoded)
         return [
-            GeneratedImage(prompt, picture, done.tokens, image.params, done.steps, done.seconds)
+            GeneratedImage(
+                prompt=prompt,
+                image=picture,
+                tokens=done.tokens,
+                params=image.params,
+                steps=done.steps,
+                seconds=done.seconds,
+                logprobs=done.logprobs,
+            )
             for prompt, picture, image, done in zip(prompts, pictures, images, decoded, strict=True)
         ]
 
     def decode(
-        self, images: Sequence[PreparedImage], *, progress: bool = False
+        self, images: Sequence[PreparedImage], *, logprobs: bool = False, progress: bool = False
     ) -> list[DecodedImage]:
         """Decode prepared images to tokens, without rendering them.
 
@@ -184,33 +203,39 @@ class ImageLLM:
         engine = self.llm.llm_engine
         for image in images:
             check_capacity(make_job(image), engine.vllm_config)
-        results: dict[int, DecodedImage] = {}
-        rows = [0] * len(images)
-        start = time.perf_counter()
         names = [str(index) for index in range(len(images))]
-        total = sum(image.grid.rows for image in images)
+        results: dict[int, DecodedImage] = {}
+        complete = [0] * len(images)
+        start = time.perf_counter()
         try:
             for name, image in zip(names, images, strict=True):
-                engine.add_request(name, *make_request(image))
+                engine.add_request(name, *make_request(image, logprobs))
+            total = sum(image.grid.rows for image in images)
             with tqdm(total=total, unit="row", disable=not progress) as bar:
                 while engine.has_unfinished_requests():
                     for output in engine.step():
                         index = int(output.request_id)
-                        done = self._take(output, images[index], time.perf_counter() - start)
-                        bar.update(len(done.codes) // images[index].grid.columns - rows[index])
-                        rows[index] = len(done.codes) // images[index].grid.columns
-                        if output.finished:
-                            results[index] = done
+                        now = self._progress(output, images[index])
+                        bar.update(now.complete_rows - complete[index])
+                        complete[index] = now.complete_rows
+                        if now.finished:
+                            results[index] = DecodedImage(
+                                tokens=list(output.outputs[0].token_ids),
+                                codes=now.codes,
+                                steps=now.steps or 0,
+                                seconds=time.perf_counter() - start,
+                                logprobs=_logprobs(output, images[index].grid),
+                            )
         except BaseException:
             engine.abort_request(names)
             raise
         return [results[index] for index in range(len(images))]
 
-    def _take(self, output: RequestOutput, image: PreparedImage, seconds: float) -> DecodedImage:
+    def _progress(self, output: RequestOutput, image: PreparedImage) -> ImageProgress:
         now = read_progress(output, self.model.spec.vocabulary, image.grid)
-        if output.finished and now.complete_rows < image.grid.rows:
+        if now.finished and now.complete_rows < image.grid.rows:
             raise EngineUnavailableError(f"an image ended after {now.complete_rows} rows")
-        return DecodedImage(list(output.outputs[0].token_ids), now.codes, now.steps or 0, seconds)
+        return now
 
     def _render(
         self, images: Sequence[PreparedImage], decoded: Sequence[DecodedImage]
@@ -223,3 +248,12 @@ class ImageLLM:
             for first in range(0, len(codes), RENDER_BATCH):
                 for pixels in self.model.decode(codes[first : first + RENDER_BATCH]).cpu().numpy():
                     yield Image.fromarray(pixels)
+
+
+def _logprobs(output: RequestOutput, grid: Grid) -> NDArray[np.float32] | None:
+    positions = output.outputs[0].logprobs
+    if positions is None:
+        return None
+    values = [next(iter(tokens.values())).logprob for tokens in positions]
+    table = np.array(values, dtype=np.float32).reshape(grid.rows, grid.stride)
+    return table[:, : grid.columns]

@@ -29,6 +29,7 @@ class Decoded:
 
     tokens: list[int] = field(default_factory=list)
     steps: int = 0
+    scores: list[list[float]] = field(default_factory=list)
 
 
 @dataclass
@@ -81,10 +82,10 @@ class Room:
     def free_blocks(self) -> int:
         return len(self._free)
 
-    def add(self, name: str, image: PreparedImage) -> None:
+    def add(self, name: str, image: PreparedImage, logprobs: bool = False) -> None:
         prompts = image.prompts
         lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
-        job = ImageJob(image.grid, image.params, lanes)
+        job = ImageJob(image.grid, image.params, lanes, logprobs)
         blocks = [self._free.pop() for _ in range(job.num_blocks(BLOCK_SIZE))]
         prompt = [*prompts.conditional, *prompts.unconditional]
         self._decoder.add(name, job, prompt, blocks)
@@ -106,6 +107,9 @@ class Room:
             decoded = self.results[names[release.request]]
             row = self._decoder.table.tokens[release.index, release.start : release.stop]
             decoded.tokens += row.tolist()
+            if release.logprobs:
+                scores = self._decoder.table.scores[release.index, release.start : release.stop]
+                decoded.scores += scores.tolist()
             self.released[names[release.request]].append(len(decoded.tokens))
         for name in names:
             if len(self.results[name].tokens) == self._running[name].job.grid.num_positions:
@@ -119,9 +123,9 @@ class Room:
             self.step()
         raise AssertionError(f"still running after {limit} steps")
 
-    def generate(self, image: PreparedImage) -> Decoded:
+    def generate(self, image: PreparedImage, logprobs: bool = False) -> Decoded:
         """One image, alone."""
-        self.add("alone", image)
+        self.add("alone", image, logprobs)
         self.run()
         return self.results.pop("alone")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.cases import (
     mixed_images,
 )
 from zipar_vllm.attention.torch_attention import TorchAttention
+from zipar_vllm.core.visibility import visibility_mask
 from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .room import Room
@@ -138,6 +140,32 @@ def test_a_seed_gives_the_same_tokens_in_any_company(room: Room, terminated: boo
     assert room.results["again"].tokens == alone
     assert room.results["3"].tokens == alone
     assert room.results["4"].tokens != alone
+
+
+@pytest.mark.parametrize("window", [2, 8])
+@torch.no_grad()
+def test_logprobs_are_those_of_one_pass_under_the_mask(
+    rooms: Callable[[bool], Room], model_path: Callable[[bool], Path], window: int
+) -> None:
+    """Sampled with cuts, beside an image that wants none; terminators are certain."""
+    room = rooms(True)
+    image = make_image(True, window=window, temperature=0.7, top_k=5, seed=3)
+    room.add("other", make_image(True, window=4, policy=ADAPTIVE))
+    got = room.generate(image, logprobs=True)
+    assert room.results.pop("other").scores == []
+    visible = visibility_mask(image.grid, window, len(PROMPT))
+    bias = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
+    ids = torch.tensor([[*PROMPT, *got.tokens]])
+    logits = hf_model(model_path(True))(ids, attention_mask=bias[None, None]).logits[0]
+    logits = room.vocabulary.select(logits[len(PROMPT) - 1 : -1])
+    codes = room.vocabulary.codes(ids[0, len(PROMPT) :])
+    for index, (score, code) in enumerate(zip(got.scores, codes.tolist(), strict=True)):
+        if index % image.grid.stride == image.grid.columns:
+            assert score == [0, 1]
+            continue
+        logprobs = logits[index].log_softmax(-1)
+        assert score[0] == pytest.approx(float(logprobs[code]), abs=1e-4)
+        assert score[1] == int((logprobs > logprobs[code]).sum()) + 1
 
 
 @st.composite

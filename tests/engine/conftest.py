@@ -42,6 +42,7 @@ class Engine:
     llm: Any
     outputs: dict[str, Finished] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    logprobs: dict[str, Any] = field(default_factory=dict)
     released: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -73,10 +74,10 @@ class Engine:
         """Images whose state the runner holds."""
         return len(self.runner.decoder.table)
 
-    def add(self, name: str, image: PreparedImage) -> None:
+    def add(self, name: str, image: PreparedImage, logprobs: bool = False) -> None:
         from zipar_vllm.engine.request import make_request
 
-        self.llm.llm_engine.add_request(name, *make_request(image))
+        self.llm.llm_engine.add_request(name, *make_request(image, logprobs))
 
     def abort(self, name: str) -> None:
         self.llm.llm_engine.abort_request([name])
@@ -87,6 +88,7 @@ class Engine:
             self.released.setdefault(name, []).append(len(completion.token_ids))
             if output.finished and completion.finish_reason == "length":
                 steps = output.kv_transfer_params["zipar_steps"]
+                self.logprobs[name] = completion.logprobs
                 self.outputs[name] = Finished(list(completion.token_ids), steps)
             elif output.finished:
                 self.failed[name] = completion.finish_reason

@@ -79,6 +79,23 @@ def test_prompt_longer_than_a_step(engine: Engine) -> None:
     assert engine.generate(image).tokens == expected(engine.path, engine.vocabulary, image)[0]
 
 
+def test_logprobs_of_the_tokens_come_with_them(engine: Engine) -> None:
+    """As any vLLM client asks for them, with an image in the batch that wants none."""
+    image = make_image(engine.terminated, window=2, temperature=1.0, top_k=20)
+    engine.add("plain", make_image(engine.terminated, window=4))
+    engine.add("scored", image, logprobs=True)
+    engine.run()
+    assert engine.logprobs["plain"] is None
+    scored = engine.logprobs["scored"]
+    tokens = engine.outputs["scored"].tokens
+    assert [next(iter(position)) for position in scored] == tokens
+    for index, position in enumerate(scored):
+        (score,) = position.values()
+        is_terminator = index % image.grid.stride == image.grid.columns
+        assert (score.logprob == 0) == is_terminator
+        assert 1 <= score.rank <= (1 if is_terminator else 20)
+
+
 def test_full_window_gives_stock_tokens(engines: Callable[[bool], Engine]) -> None:
     engine = engines(False)
     image = make_image(engine.terminated)

@@ -85,6 +85,15 @@ def test_several_images_are_several_requests() -> None:
         read(sampling)
 
 
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_only_the_tokens_own_logprobs_may_be_asked_for(field: str) -> None:
+    _, sampling = make_request(PLAIN, logprobs=True)
+    assert read(sampling).logprobs
+    setattr(sampling, field, 3)
+    with pytest.raises(InvalidOptionError, match=f"^{field}: got 3"):
+        read(sampling)
+
+
 def test_lanes_and_blocks() -> None:
     job = make_job(GUIDED)
     assert (job.num_lanes, job.prompt_length, job.num_tokens) == (2, 5, 5 + 54)

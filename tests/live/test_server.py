@@ -163,4 +163,4 @@ def test_generate_without_a_server(tmp_path: Path, server: Server) -> None:
     assert "24/24" in result.stderr  # the progress bar reached the last row
     bad = subprocess.run([*command, "--window", "99"], capture_output=True, text=True, timeout=600)
     assert bad.returncode == 2
-    assert "zipar.window: got 99" in bad.stderr
+    assert "window: got 99, allowed is 1 to 24" in bad.stderr

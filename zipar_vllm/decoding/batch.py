@@ -70,6 +70,7 @@ class _Samples:
     drafts: dict[type[Verification], tuple[list[IntArray], list[IntArray]]] = field(
         default_factory=dict
     )
+    logprobs: bool = False
     size: int = 0
 
 
@@ -93,6 +94,7 @@ class SampleBatch:
         offsets: Where the token stands in its image's row of tokens.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
         drafts: By what decides on them, the entries that are drafts.
+        logprobs: Whether the log-probability of any of them is wanted.
     """
 
     conditional: IntArray
@@ -102,6 +104,7 @@ class SampleBatch:
     offsets: IntArray
     grid_positions: IntArray
     drafts: Mapping[type[Verification], DraftBatch]
+    logprobs: bool
 
     def __len__(self) -> int:
         return len(self.images)
@@ -259,12 +262,13 @@ def _add_samples(
     samples.grid_positions.append(targets // grid.stride * grid.columns + targets % grid.stride)
     samples.prompts.append(image.job.prompt_length)
     samples.size += len(targets)
+    samples.logprobs |= image.job.logprobs
 
 
 def _pack(samples: _Samples) -> SampleBatch:
     if not samples.images:
         none: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        return SampleBatch(none, none, none, none, none, none, {})
+        return SampleBatch(none, none, none, none, none, none, {}, False)
     counts = [len(targets) for targets in samples.targets]
     unconditional = np.concatenate(samples.unconditional)
     guided = np.flatnonzero(unconditional >= 0)
@@ -279,4 +283,5 @@ def _pack(samples: _Samples) -> SampleBatch:
             verification: DraftBatch(np.concatenate(entries), np.concatenate(attempts))
             for verification, (entries, attempts) in samples.drafts.items()
         },
+        logprobs=samples.logprobs,
     )

@@ -37,12 +37,14 @@ class Release:
         request: Place of the image among those of the step.
         index: Its index in the state table.
         start, stop: The range.
+        logprobs: Whether their log-probabilities are wanted.
     """
 
     request: int
     index: int
     start: int
     stop: int
+    logprobs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +166,8 @@ class ImageDecoder:
             start, stride = image.job.prompt_length, image.job.grid.stride
             before, after = image.released, image.progress.complete_rows
             if after > before:
-                release = Release(
-                    request, image.index, start + before * stride, start + after * stride
-                )
-                releases.append(release)
+                rows = (start + before * stride, start + after * stride)
+                releases.append(Release(request, image.index, *rows, image.job.logprobs))
                 image.released = after
             if not image.progress.finished:
                 active_rows += image.progress.step().num_sampled

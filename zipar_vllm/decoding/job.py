@@ -21,11 +21,13 @@ class ImageJob:
         grid: The picture's grid.
         params: How it is decoded.
         lane_prompts: Prompt length of each lane; the request's prompt is their concatenation.
+        logprobs: Whether the log-probabilities of its tokens are wanted.
     """
 
     grid: Grid
     params: ImageParams
     lane_prompts: tuple[int, ...]
+    logprobs: bool = False
 
     @property
     def policy(self) -> Policy:

@@ -67,6 +67,8 @@ class StepSampler:
             )
             accepted |= _by_image(batch, drafts, verdicts)
         self._table.tokens[images, offsets] = self._vocabulary.ids(codes)
+        if batch.logprobs and self._table.scores is not None:
+            self._table.scores[images, offsets] = score(logits, codes)
         return accepted
 
     def _verification(self, kind: type[Verification]) -> Verification:
@@ -78,6 +80,22 @@ class StepSampler:
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def score(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Log-probability of tokens, and their rank.
+
+    Args:
+        logits: float32 ``[n, num_codes]``, after guidance; neither temperature nor cuts change the
+            answer, as with vLLM's raw log-probabilities.
+        codes: int64 ``[n]``.
+
+    Returns:
+        float32 ``[n, 2]``; the likeliest token has rank 1.
+    """
+    own = logits.gather(1, codes.unsqueeze(1))
+    rank = (logits > own).sum(dim=1, keepdim=True) + 1
+    return torch.cat([own - logits.logsumexp(dim=1, keepdim=True), rank], dim=1)
 
 
 def _by_image(

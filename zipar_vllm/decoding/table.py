@@ -57,6 +57,8 @@ class StateTable:
         orders: int32 ``[max_images * MAX_LANES, max_blocks * block_size]``: order of the token in
             each slot, ``UNWRITTEN`` where there is none.
         block_table: int64 ``[max_images * MAX_LANES, max_blocks]``.
+        scores: float32 ``[max_images, max_tokens, 2]``: log-probability of each token and its rank,
+            1 or more, where they are wanted; None until an image wants them.
         options: Options of each image, host arrays ``[max_images]`` by name: what its tokens are
             sampled by, and ``guidance_scale``.
     """
@@ -81,6 +83,7 @@ class StateTable:
         slots = max_blocks * block_size
         self.orders = torch.full((lanes, slots), UNWRITTEN, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
+        self.scores: torch.Tensor | None = None
         self.options: dict[str, NDArray[Any]] = {
             name: np.zeros(max_images, dtype=dtype)
             for name, dtype in {**OPTION_DTYPES, "guidance_scale": np.float32}.items()
@@ -99,6 +102,8 @@ class StateTable:
         self._images[request_id] = image
         self._set_tokens(image, prompt)
         self._set_lanes(image, blocks)
+        if job.logprobs:
+            self._set_scores(image)
         for name, values in self.options.items():
             values[image.index] = getattr(job.params, name)
 
@@ -115,6 +120,13 @@ class StateTable:
             picture = self.tokens[image.index, length : length + grid.num_positions]
             rows = picture.view(grid.rows, grid.stride)
             rows[:, grid.columns] = self._vocabulary.row_terminator
+
+    def _set_scores(self, image: ImageState) -> None:
+        """A token that is not sampled, as a terminator, is certain."""
+        if self.scores is None:
+            self.scores = torch.zeros(*self.tokens.shape, 2, device=self._device)
+        self.scores[image.index, :, 0] = 0
+        self.scores[image.index, :, 1] = 1
 
     def _set_lanes(self, image: ImageState, blocks: list[int]) -> None:
         start = 0

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from zipar_vllm.decoding.decoder import StepResult
+from zipar_vllm.decoding.decoder import Release, StepResult
 from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.table import StateTable
 
-from .vllm_api import AsyncModelRunnerOutput, ModelRunnerOutput, SchedulerOutput
+from .vllm_api import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput, SchedulerOutput
 
 
 @dataclass
@@ -46,20 +48,20 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
     Args:
         request_ids: The step's requests, in order.
         result: What came out of the step.
-        tokens: The state table's rows of tokens, on the device.
+        table: The running images.
     """
 
-    def __init__(self, request_ids: list[str], result: StepResult, tokens: torch.Tensor) -> None:
+    def __init__(self, request_ids: list[str], result: StepResult, table: StateTable) -> None:
         self._request_ids = request_ids
         self._result = result
         self._ready: Any = None
-        self._rows = [
-            tokens[release.index, release.start : release.stop].to(
-                "cpu", non_blocking=True, copy=True
-            )
+        self._rows = [_to_host(table.tokens, release) for release in result.releases]
+        self._scores = {
+            release.request: _to_host(table.scores, release)
             for release in result.releases
-        ]
-        if self._rows and tokens.device.type == "cuda":
+            if release.logprobs and table.scores is not None
+        }
+        if self._rows and table.tokens.device.type == "cuda":
             self._ready = torch.cuda.Event()
             self._ready.record()
 
@@ -74,6 +76,25 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
             req_ids=self._request_ids,
             req_id_to_index={name: index for index, name in enumerate(self._request_ids)},
             sampled_token_ids=sampled,
+            logprobs=self._logprobs(sampled) if self._scores else None,
             num_sampled=self._result.num_sampled,
             num_active_rows=self._result.num_active_rows,
         )
+
+    def _logprobs(self, sampled: list[list[int]]) -> LogprobsLists:
+        """Log-probabilities of the released tokens of the images that want them."""
+        tokens, scores, starts = [], [], [0]
+        for request, row in enumerate(sampled):
+            if request in self._scores:
+                tokens += row
+                scores.append(self._scores[request].numpy())
+            starts.append(len(tokens))
+        values = np.concatenate(scores)
+        return LogprobsLists(
+            np.array(tokens)[:, None], values[:, :1], values[:, 1].astype(np.int64), starts
+        )
+
+
+def _to_host(rows: torch.Tensor, release: Release) -> torch.Tensor:
+    released = rows[release.index, release.start : release.stop]
+    return released.to("cpu", non_blocking=True, copy=True)

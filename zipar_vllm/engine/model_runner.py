@@ -78,7 +78,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         if not scheduled:
             return ImageRunnerOutput(req_ids=[], req_id_to_index={})
         result = self.decoder.step(scheduled, self)
-        output = StepOutput(list(scheduled), result, self.decoder.table.tokens)
+        output = StepOutput(list(scheduled), result, self.decoder.table)
         if not self._async:
             return output.get_output()
         self._pending = output

@@ -40,8 +40,15 @@ class ImageArgs(ImageParams):
     unconditional_length: Annotated[StrictInt, Field(ge=0)] = 0
 
 
-def make_request(image: PreparedImage) -> tuple[TokensPrompt, SamplingParams]:
-    """Phrase an image as a vLLM request."""
+def make_request(
+    image: PreparedImage, logprobs: bool = False
+) -> tuple[TokensPrompt, SamplingParams]:
+    """Phrase an image as a vLLM request.
+
+    Args:
+        image: The image.
+        logprobs: Whether the log-probabilities of its tokens are wanted.
+    """
     conditional, unconditional = image.prompts.conditional, image.prompts.unconditional
     args = ImageArgs(
         **asdict(image.params),
@@ -53,6 +60,7 @@ def make_request(image: PreparedImage) -> tuple[TokensPrompt, SamplingParams]:
         max_tokens=image.grid.num_positions,
         ignore_eos=True,
         detokenize=False,
+        logprobs=0 if logprobs else None,
         extra_args={EXTRA_ARGS_KEY: asdict(args)},
         output_kind=RequestOutputKind.CUMULATIVE,
     )
@@ -94,8 +102,12 @@ def read_job(
         raise InvalidOptionError.of("max_tokens", sampling.max_tokens, str(grid.num_positions))
     if sampling.n != 1:
         raise InvalidOptionError.of("n", sampling.n, "1")
+    if sampling.logprobs not in (None, 0):
+        raise InvalidOptionError.of("logprobs", sampling.logprobs, "0: of the tokens themselves")
+    if sampling.prompt_logprobs is not None:
+        raise InvalidOptionError.of("prompt_logprobs", sampling.prompt_logprobs, "none")
     params = ImageParams(**{name: getattr(args, name) for name in ImageParams.__dataclass_fields__})
     lanes = (prompt_length - unconditional, *([unconditional] if unconditional else []))
-    job = ImageJob(grid, params, lanes)
+    job = ImageJob(grid, params, lanes, logprobs=sampling.logprobs is not None)
     _ = job.policy  # refuses what it cannot follow
     return job

@@ -30,7 +30,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheLayout, KVCacheSpec
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
@@ -56,6 +56,7 @@ __all__ = [
     "KVCacheLayout",
     "KVCacheManager",
     "KVCacheSpec",
+    "LogprobsLists",
     "ModelRunnerOutput",
     "MultipleOf",
     "NewRequestData",
