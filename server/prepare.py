@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zipar_vllm.errors import InvalidOptionError, shorten
 from zipar_vllm.models.base import ImageModel
 from zipar_vllm.params import ImageOptions, PolicyOptions, SamplingOptions, parse
 from zipar_vllm.prepare import PreparedImage, make_seeds, prepare_images
 
 from .errors import invalid
 from .pixels import DEFAULT_COMPRESSION, LOSSY_FORMATS, Encoding
-from .schemas import ImageGenerationRequest, InputTokensDetails, Usage, ZiparOptions
+from .schemas import (
+    UNSUPPORTED,
+    ImageGenerationRequest,
+    InputTokensDetails,
+    Usage,
+    ZiparOptions,
+)
 
 QUALITIES = {"standard": "medium", "hd": "high", "auto": "high"}
 """Names of qualities that requests have and answers do not."""
@@ -61,6 +68,10 @@ def parse_request(data: Mapping[str, Any]) -> ImageGenerationRequest:
     Raises:
         InvalidOptionError: names the field, what came and what is allowed.
     """
+    for name, reason in UNSUPPORTED.items():
+        if data.get(name) not in (None, "auto", "", [], {}):
+            problem = f"got {shorten(data[name])}, which is not supported: {reason}"
+            raise InvalidOptionError(name, problem, "unsupported")
     return parse(ImageGenerationRequest, data)
 
 
@@ -75,17 +86,20 @@ def prepare_request(
     """
     if request.response_format == "url" and not has_storage:
         raise invalid("response_format", "url", "b64_json (this server has no storage)")
-    if request.stream and (request.n or 1) > 1:
-        raise invalid("n", request.n, "1 with stream, whose events name no image")
+    seeds = request.seed
+    count = request.n or (len(seeds) if isinstance(seeds, list) else 1)
+    if request.stream and count > 1:
+        raise invalid("n", count, "1 with stream, whose events name no image")
     compression = request.output_compression
     if compression is not None and request.output_format not in LOSSY_FORMATS:
         raise invalid("output_compression", compression, f"given with {' or '.join(LOSSY_FORMATS)}")
     wanted = request.output_format
     zipar = request.zipar or ZiparOptions()
-    seeds = make_seeds(request.seed, request.n or 1)
     quality = request.quality or "auto"
     return PreparedRequest(
-        images=prepare_images(model, request.prompt, _wishes(request, zipar), seeds),
+        images=prepare_images(
+            model, request.prompt, _wishes(request, zipar), make_seeds(seeds, count)
+        ),
         encoding=Encoding(
             format="png" if wanted is None or wanted == "auto" else wanted,
             quality=DEFAULT_COMPRESSION if compression is None else compression,

@@ -13,13 +13,23 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from zipar_vllm.errors import shorten
 from zipar_vllm.models.base import ImageModelSpec
+from zipar_vllm.prepare import MAX_DRAWN_SEED, policy_names
 
 from . import vllm_server
 from .access_log import ABANDONED, access_record
 from .errors import APIError, as_api_error, invalid
 from .middleware import request_id_of
 from .prepare import parse_request
-from .schemas import ErrorEnvelope, ImageGenerationRequest, ImagesResponse, request_schema
+from .schemas import (
+    MAX_IMAGES,
+    MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    ErrorEnvelope,
+    ImageGenerationRequest,
+    ImagesResponse,
+    option_ranges,
+    request_schema,
+)
 from .service import ImageService
 from .streaming import EventStream, stream_events
 
@@ -95,16 +105,27 @@ async def stored_image(name: str, request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """The served names, each with what the image model offers."""
     models = await vllm_server.list_models(request.app.state)
+    service = service_of(request)
     for model in models["data"]:
-        model["zipar"] = describe(service_of(request).model.spec)
+        model["zipar"] = describe(service.model.spec, service.options.max_active_images)
         model.pop("root", None)  # a path on the server
     return JSONResponse(models)
 
 
-def describe(spec: ImageModelSpec) -> dict[str, Any]:
-    """What a client may ask of a model."""
+def describe(spec: ImageModelSpec, max_active_images: int) -> dict[str, Any]:
+    """What a client may ask of a model, and of this server."""
     return {
         "family": spec.family,
+        "limits": {
+            "n": MAX_IMAGES,
+            "partial_images": MAX_PARTIAL_IMAGES,
+            "prompt_characters": MAX_PROMPT_CHARACTERS,
+            "prompt_tokens": spec.max_prompt_tokens,
+            "active_images": max_active_images,
+            "drawn_seed": MAX_DRAWN_SEED,
+        },
+        "options": option_ranges(),
+        "policies": policy_names(),
         "sizes": list(spec.grids),
         "windows": {s: {"min": 1, "max": grid.columns} for s, grid in spec.grids.items()},
         "defaults": spec.defaults.model_dump(exclude_none=True),

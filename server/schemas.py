@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from zipar_vllm.models.base import ImageModelSpec
-from zipar_vllm.params import GuidanceScale, PolicyOptions, SamplingOptions
+from zipar_vllm.params import GuidanceScale, PolicyOptions, SamplingOptions, Seed
 
 from .pixels import Format
 
@@ -44,6 +44,30 @@ class _Body(BaseModel):
             for name, value in data.items()
             if name in free_text or (value is not None and value != "auto")
         }
+
+
+UNSUPPORTED = {
+    "control_image": "the model draws from text only",
+    "height": "say it in size",
+    "image": "the model draws from text only",
+    "image_url": "the model draws from text only",
+    "images": "the model draws from text only",
+    "init_image": "the model draws from text only",
+    "input_fidelity": "the model draws from text only",
+    "layers": "pictures have one layer",
+    "lora": "the server has none",
+    "loras": "the server has none",
+    "mask": "the model draws from text only",
+    "reference_images": "the model draws from text only",
+    "strength": "the model draws from text only",
+    "true_cfg_scale": "say it in guidance_scale",
+    "width": "say it in size",
+}
+"""Fields that other servers have and that would change the picture, with the reason or the way.
+
+They are refused by name: a client that sends one would get another picture than it asked for.
+Unknown fields without effect are ignored.
+"""
 
 
 class ZiparOptions(_Body, PolicyOptions):
@@ -81,6 +105,7 @@ class ImageGenerationRequest(_Body, SamplingOptions):
     style: str | None = None
     user: str | None = None
 
+    seed: Seed | Annotated[list[Seed], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
     negative_prompt: Prompt | None = None
     guidance_scale: GuidanceScale | None = Field(
         default=None, validation_alias=AliasChoices("guidance_scale", "cfg_scale")
@@ -103,6 +128,17 @@ def request_schema(spec: ImageModelSpec | None = None) -> dict[str, Any]:
         widest = max(grid.columns for grid in spec.grids.values())
         options["properties"]["window"]["anyOf"][0].update(minimum=1, maximum=widest)
     return schema
+
+
+def option_ranges() -> dict[str, dict[str, float]]:
+    """Least and most of each number that says how tokens are sampled, as a JSON schema has it."""
+    ranges = {}
+    for name, field in SamplingOptions.model_json_schema()["properties"].items():
+        kind = field["anyOf"][0]
+        if kind["type"] in ("integer", "number"):
+            low = kind.get("minimum", kind.get("exclusiveMinimum"))
+            ranges[name] = {"min": low, "max": kind["maximum"]}
+    return ranges
 
 
 class ErrorBody(BaseModel):

@@ -86,7 +86,6 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seed: Seed | None = None
     negative_prompt: StrictStr | None = None
     guidance_scale: GuidanceScale | None = None
     temperature: Temperature | None = None
@@ -134,7 +133,7 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 def _first_mistake(error: ValidationError, schema: Mapping[str, Any]) -> InvalidOptionError:
     first = error.errors(include_url=False)[0]
-    names = [str(part) for part in first["loc"]]
+    names = _fields_of(first["loc"], schema)
     field = ".".join(names) or "options"
     if first["type"] == "missing":
         return InvalidOptionError(field, "missing, it is required", "missing")
@@ -142,6 +141,20 @@ def _first_mistake(error: ValidationError, schema: Mapping[str, Any]) -> Invalid
         known = ", ".join(sorted(schema["properties"]))
         return InvalidOptionError(field, f"unknown, allowed are {known}", "unknown")
     return InvalidOptionError.of(field, first["input"], allowed_by(schema, names) or first["msg"])
+
+
+def _fields_of(location: tuple[int | str, ...], schema: Mapping[str, Any]) -> list[str]:
+    """The names of fields in pydantic's location, which goes on into the choices of a union."""
+    names: list[str] = []
+    field = schema
+    for part in map(str, location):
+        properties = field.get("properties", {})
+        name = FIELD_ALIASES.get(part, part)
+        if names and name not in properties:
+            break
+        names.append(part)
+        field = _without_null(properties.get(name, {}), schema.get("$defs", {}))
+    return names
 
 
 FIELD_ALIASES = {"cfg_scale": "guidance_scale"}
@@ -167,10 +180,15 @@ def allowed_by(schema: Mapping[str, Any], names: list[str]) -> str | None:
     for name in names:
         inner = field.get("properties", {}).get(FIELD_ALIASES.get(name, name), {})
         field = _without_null(inner, schema.get("$defs", {}))
+    choices = [words for choice in field.get("anyOf", [field]) if (words := _words(choice))]
+    return " or ".join(choices) or None
+
+
+def _words(field: Mapping[str, Any]) -> str | None:
     if "enum" in field:
         return " or ".join(str(value) for value in field["enum"])
-    if "const" in field:
-        return str(field["const"])
+    if field.get("type") == "array":
+        return f"a list of 1 to {field['maxItems']}, each {_words(field['items'])}"
     kind = _KINDS.get(str(field.get("type")))
     low = field.get("minimum", field.get("minLength"))
     high = field.get("maximum", field.get("maxLength"))
@@ -187,6 +205,8 @@ def allowed_by(schema: Mapping[str, Any], names: list[str]) -> str | None:
 def _without_null(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     """A field's schema, its reference followed, without the null that optional fields allow."""
     choices = [choice for choice in field.get("anyOf", [field]) if choice.get("type") != "null"]
-    first: Mapping[str, Any] = choices[0] if choices else {}
-    reference = first.get("$ref")
-    return definitions[reference.rpartition("/")[2]] if reference else first
+    if len(choices) != 1:
+        return {"anyOf": choices}
+    reference = choices[0].get("$ref")
+    found: Mapping[str, Any] = definitions[reference.rpartition("/")[2]] if reference else {}
+    return found or choices[0]

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from zipar_vllm.core.grid import Grid
-from zipar_vllm.decoding.policy import make_policy
+from zipar_vllm.decoding.policy import make_policy, policy_names
 from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.models.base import ImageModel, Prompts
 from zipar_vllm.params import MAX_SEED, ImageOptions, ImageParams, Seed, parse
+
+__all__ = ["PreparedImage", "make_seeds", "policy_names", "prepare_images"]
 
 ADAPTIVE = "adaptive_window"
 MAX_DRAWN_SEED = 2**31 - 1
@@ -42,7 +44,7 @@ def prepare_images(
     Args:
         model: The image model.
         prompt: What to draw.
-        options: Wishes; their ``seed`` is not read.
+        options: Wishes.
         seeds: One per image, as :func:`make_seeds` gives them.
 
     Raises:
@@ -98,7 +100,7 @@ def _params(wishes: ImageOptions, asked: ImageOptions, grid: Grid) -> ImageParam
     values = {
         name: value
         for name in ImageParams.__dataclass_fields__
-        if (value := getattr(wishes, name)) is not None
+        if (value := getattr(wishes, name, None)) is not None
     }
     if wishes.adaptive:
         values["policy"] = ADAPTIVE

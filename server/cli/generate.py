@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a file, or a folder for several pictures (default: out.png)",
     )
     parser.add_argument("--model", help="folder of an image model (default: the embedded one)")
+    parser.add_argument("--seed", type=int, help="of the first picture, the next has one more")
     schema = ImageOptions.model_json_schema()
     for name, field in schema["properties"].items():
         flag = "--" + name.replace("_", "-")
@@ -56,11 +57,11 @@ def main(arguments: list[str]) -> None:
     wishes = {name: value for name, value in wishes.items() if value is not None}
     try:
         llm = ImageLLM(options.model)
-        llm.prepare(options.prompts, **wishes)
+        llm.prepare(options.prompts, seed=options.seed, **wishes)
     except ValueError as error:
         parser.error(str(error))
     with llm:
-        images = llm.generate(options.prompts, **wishes)
+        images = llm.generate(options.prompts, seed=options.seed, **wishes)
     for image in images:
         path = options.output
         if several:

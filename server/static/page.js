@@ -1,6 +1,5 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
-const LARGEST_DRAWN_SEED = 2 ** 31 - 1;
 let facts = null; // what the server says of its model
 let running = null; // the AbortController of the pictures being drawn
 let drawn = false; // whether the frames hold pictures, which stay until the next ones
@@ -63,7 +62,7 @@ function showFailure(failures) {
   field.focus();
 }
 
-const drawnSeed = () => Math.floor(Math.random() * LARGEST_DRAWN_SEED);
+const drawnSeed = () => Math.floor(Math.random() * facts.limits.drawn_seed);
 const columns = () => facts.windows[$("size").value].max;
 const secondsOf = (report) => report.seconds.queue + report.seconds.decode + report.seconds.pixels;
 
@@ -178,8 +177,9 @@ function fillIn({ id, zipar }) {
   const options = (names) => names.map((name) => new Option(name, name));
   $("size").replaceChildren(...options(zipar.sizes));
   $("size-box").hidden = zipar.sizes.length < 2;
-  $("guidance_scale").placeholder = zipar.defaults.guidance_scale;
-  $("temperature").placeholder = zipar.defaults.temperature;
+  for (const name of ["guidance_scale", "temperature"]) {
+    Object.assign($(name), zipar.options[name], { placeholder: zipar.defaults[name] });
+  }
   const { concepts = [], styles = [] } = zipar;
   $("concepts").replaceChildren(...options(concepts));
   $("prompt").placeholder = concepts.length ? `such as ${concepts[0]}` : "";
@@ -214,7 +214,7 @@ async function load() {
 }
 
 $("window").oninput = $("size").onchange = $("adaptive").onchange = $("compare").onchange = () => facts && showWindow();
-$("new-seed").onclick = () => { $("seed").value = drawnSeed(); };
+$("new-seed").onclick = () => { if (facts) $("seed").value = drawnSeed(); };
 $("stop").onclick = () => running?.abort();
 // An invalid field has to be seen before the browser can point at it.
 $("form").addEventListener("invalid", (event) => event.target.closest("details")?.setAttribute("open", ""), true);

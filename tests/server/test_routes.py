@@ -13,6 +13,7 @@ from openai import AsyncOpenAI, BadRequestError
 from PIL import Image
 
 from server.options import ServerOptions
+from server.schemas import UNSUPPORTED
 from tests.fakes import FakeEngine, FakeModel
 from zipar_vllm.errors import EngineUnavailableError, ImageTooLargeError
 from zipar_vllm.models.base import Prompts
@@ -78,6 +79,30 @@ async def test_image_k_has_seed_plus_k(openai: AsyncOpenAI, engine: FakeEngine) 
     assert len(set(engine.request_ids)) == 4  # ids never repeat
 
 
+async def test_every_image_may_have_a_seed_of_its_own(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    for body in ({"n": 3, "seed": [7, 1, 7]}, {"seed": [7, 1, 7]}):
+        answer = (await http.post(URL, json={"prompt": "x", **body})).json()
+        assert [image["seed"] for image in answer["data"]] == [7, 1, 7]
+        assert [image.params.seed for image in engine.images[-3:]] == [7, 1, 7]
+
+
+@pytest.mark.parametrize("field", sorted(UNSUPPORTED))
+async def test_what_would_change_the_picture_is_refused_by_name(
+    http: httpx.AsyncClient, engine: FakeEngine, field: str
+) -> None:
+    for empty in (None, "auto", "", []):
+        assert (await http.post(URL, json={"prompt": "x", field: empty})).status_code == 200
+    engine.images.clear()
+    answer = await http.post(URL, json={"prompt": "x", field: "y" * 100})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == (field, "unsupported")
+    assert UNSUPPORTED[field] in error["message"]
+    assert not engine.images
+
+
 async def test_a_seed_is_drawn_and_returned(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     first = await openai.images.generate(prompt="x")
     second = await openai.images.generate(prompt="x")
@@ -131,6 +156,10 @@ async def test_accepted(http: httpx.AsyncClient, fields: dict[str, Any]) -> None
         ({"temperature": "hot"}, "temperature", "0 to 10"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"seed": -1}, "seed", "whole number"),
+        ({"seed": [1, -1]}, "seed", "a list of 1 to 10"),
+        ({"seed": []}, "seed", "a list of 1 to 10"),
+        ({"seed": [1, 2], "n": 3}, "seed", "3: one per image"),
+        ({"seed": [1, 2], "stream": True}, "n", "1 with stream"),
         ({"seed": 2**63 - 1, "n": 2}, "seed", "up to"),
         ({"cfg_scale": -2}, "cfg_scale", "0 to 100"),
     ],
@@ -182,6 +211,11 @@ async def test_models_say_what_they_offer_and_no_path(openai: AsyncOpenAI) -> No
     assert facts["zipar"]["sizes"] == ["64x48", "32x32"]
     assert facts["zipar"]["defaults"]["window"] == 4
     assert facts["zipar"]["concepts"] == ["apple"]
+    limits = facts["zipar"]["limits"]
+    assert (limits["n"], limits["partial_images"]) == (10, 3)
+    assert (limits["prompt_tokens"], limits["active_images"]) == (50, 256)
+    assert facts["zipar"]["options"]["temperature"] == {"min": 0, "max": 10}
+    assert facts["zipar"]["policies"] == ["fixed_window", "adaptive_window"]
 
 
 class TestLimits:

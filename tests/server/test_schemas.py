@@ -9,7 +9,7 @@ import pytest
 from server.options import ServerOptions, flag_of
 from server.prepare import parse_request
 from server.routes import router
-from server.schemas import request_schema
+from server.schemas import UNSUPPORTED, request_schema
 from zipar_vllm.errors import InvalidOptionError
 
 API = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -20,6 +20,10 @@ def test_every_field_is_documented() -> None:
     zipar = OPTIONS["zipar"]["anyOf"][0]["properties"]
     names = [*(name for name in OPTIONS if name != "zipar"), *(f"zipar.{name}" for name in zipar)]
     assert [name for name in names if f"`{name}`" not in API] == []
+
+
+def test_every_refused_field_is_documented() -> None:
+    assert [name for name in UNSUPPORTED if f"`{name}`" not in API] == []
 
 
 def test_every_option_is_documented() -> None:
@@ -42,7 +46,7 @@ def test_every_error_status_is_documented() -> None:
     "name", ["n", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p"]
 )
 def test_documented_limits_are_those_that_hold(name: str) -> None:
-    schema = OPTIONS[name]["anyOf"][0]
+    schema = OPTIONS[name]["anyOf"][0]  # of a seed, not of a list of them
     high = schema["maximum"]
     parse_request({"prompt": "x", name: high})
     with pytest.raises(InvalidOptionError, match=f"{name}: got .*, allowed is"):
