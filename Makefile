@@ -45,9 +45,10 @@ test: $(STAMP)  ## the tests
 test-fast: $(STAMP)  ## the tests that start no engine and no server: under a minute
 	$(BIN)/python -m pytest -m "not engine and not live" $(ARGS)
 
-lint: $(STAMP) lint-deploy  ## ruff's rules and formatting, and lint-deploy
+lint: $(STAMP) lint-deploy  ## ruff's rules and formatting, who may import whom, and lint-deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 $(VENV)-deploy/.installed: requirements/deploy.txt
 	@test -x $(VENV)-deploy/bin/python || $(PYTHON) -m venv $(VENV)-deploy
@@ -96,4 +97,4 @@ lock-cuda: $(STAMP)  ## resolve requirements/cuda.txt, with cpu.txt's versions w
 	cat $(VENV)/cuda.head $(VENV)/cuda.txt >requirements/cuda.txt
 
 clean:  ## remove the environments and all caches
-	rm -rf $(VENV) $(VENV)-deploy $(VENV)-load build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-deploy $(VENV)-load build/lib build/bdist.* dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import sync_playwright
 
@@ -15,7 +16,9 @@ WIDTH, HEIGHT = 1100, 760
 DRAW_SECONDS = 600
 
 
-def screenshot(url: str, prompt: str, seed: int, scheme: str, browser: str) -> bytes:
+def screenshot(
+    url: str, prompt: str, seed: int, scheme: Literal["light", "dark"], browser: str
+) -> bytes:
     """The page as a PNG file, once all its pictures are whole."""
     with sync_playwright() as driver:
         # Containers seldom grant the namespaces that Chromium's sandbox asks for.

@@ -108,7 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     scorer = AutoModelForCausalLM.from_pretrained(DEMO_PATH, dtype=torch.float32).eval()
     llm = ImageLLM()
-    prompts = llm.model.spec.details["concepts"][: options.pictures]
+    known: Any = llm.model.spec.details["concepts"]
+    prompts = known[: options.pictures]
     columns = next(iter(llm.model.spec.grids.values())).columns
     llm.generate(prompts[0], window=1, progress=False)  # warm-up
 

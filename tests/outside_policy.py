@@ -68,5 +68,5 @@ def tokens_by_one_pass(
     logits = hf_model(path)(torch.tensor([[*PROMPT, *tokens]]), attention_mask=bias[None, None])
     best = vocabulary.select(logits.logits[0, len(PROMPT) - 1 : -1]).argmax(dim=-1)
     predicted = vocabulary.ids(best).view(ROWS, stride)
-    predicted[:, COLUMNS] = vocabulary.row_terminator
+    predicted[:, COLUMNS] = vocabulary.row_terminator or 0
     return predicted.flatten().tolist()

@@ -68,7 +68,8 @@ def naive_weights(logits, temperature, top_k, top_p, min_p):
     order = [t for t in order if math.exp((logits[t] - best) / temperature) >= min_p]
     order = order[: top_k or None]
     weights = [math.exp((logits[t] - logits[order[0]]) / temperature) for t in order]
-    kept, before = {}, 0.0
+    kept: dict[int, float] = {}
+    before = 0.0
     for token, weight in zip(order, weights, strict=True):
         if kept and top_p < 1 and before >= top_p:
             break

@@ -108,8 +108,9 @@ class Room:
             row = self._decoder.table.tokens[release.index, release.start : release.stop]
             decoded.tokens += row.tolist()
             if release.logprobs:
-                scores = self._decoder.table.scores[release.index, release.start : release.stop]
-                decoded.scores += scores.tolist()
+                scores = self._decoder.table.scores
+                assert scores is not None
+                decoded.scores += scores[release.index, release.start : release.stop].tolist()
             self.released[names[release.request]].append(len(decoded.tokens))
         for name in names:
             if len(self.results[name].tokens) == self._running[name].job.grid.num_positions:

@@ -115,7 +115,7 @@ def test_the_widest_window_is_a_greedy_loop(room: Room, path: Path, terminated: 
     with torch.no_grad():
         for index in range(image.grid.num_positions):
             if index % image.grid.stride == image.grid.columns:
-                ids.append(room.vocabulary.row_terminator)
+                ids.append(room.vocabulary.row_terminator or 0)
                 continue
             logits = model(torch.tensor([ids])).logits[0, -1]
             ids.append(max(codes, key=lambda code: float(logits[code])))

@@ -128,11 +128,11 @@ def test_every_token_is_sampled_once_at_its_step(policy):
 @given(policies())
 def test_every_position_is_fed_once_and_proxied_row_ends_twice(policy):
     grid = policy.grid
-    fed = {position: [] for position in range(grid.num_positions)}
+    fed: dict[int, list[int]] = {position: [] for position in range(grid.num_positions)}
     for step in steps_of(policy):
         for position, source in zip(step.positions.tolist(), step.sources.tolist(), strict=True):
             fed[position].append(source)
-    proxied = set()
+    proxied: dict[int, int] = {}
     if not grid.row_terminator and policy.window < grid.columns:
         proxied = {grid.position(i, grid.columns - 1): i for i in range(grid.rows - 1)}
     never = {grid.position(grid.rows - 1, grid.columns - 1), grid.num_positions - 1}
