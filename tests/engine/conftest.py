@@ -165,7 +165,10 @@ def engines(tiny_models: dict[bool, Path]) -> Callable[[bool], Engine]:
 @pytest.fixture(params=[True, False], ids=["terminated", "plain"])
 def engine(request: pytest.FixtureRequest, engines: Callable[[bool], Engine]) -> Iterator[Engine]:
     """Each engine in turn, idle, with all its memory free before and after."""
-    engine = engines(request.param)
+    yield from idle(engines(request.param))
+
+
+def idle(engine: Engine) -> Iterator[Engine]:
     engine.outputs.clear()
     engine.failed.clear()
     engine.released.clear()
@@ -173,6 +176,21 @@ def engine(request: pytest.FixtureRequest, engines: Callable[[bool], Engine]) ->
     yield engine
     engine.run()
     assert engine.free_blocks == free
+
+
+# Until the end of the session: an engine that goes takes what all in the process share with it.
+@pytest.fixture(scope="session")
+def small_engine(tiny_models: dict[bool, Path]) -> Engine:
+    """An engine whose cache holds two guided images at a time, and little more."""
+    return start_engine(
+        tiny_models[True], num_gpu_blocks_override=18, max_num_batched_tokens=16, max_model_len=512
+    )
+
+
+@pytest.fixture
+def small(small_engine: Engine) -> Iterator[Engine]:
+    """The small engine, idle, with all its memory free before and after."""
+    yield from idle(small_engine)
 
 
 @pytest.fixture

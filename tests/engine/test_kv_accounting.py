@@ -9,7 +9,7 @@ import pytest
 from tests.cases import make_image
 from zipar_vllm.prepare import PreparedImage
 
-from .conftest import Engine, start_engine
+from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
@@ -72,15 +72,6 @@ def test_rows_are_released_in_raster_order(engine: Engine) -> None:
     assert engine.released["a"] == [image.grid.stride * row for row in range(1, 9)]
 
 
-# Until the end of the session: an engine that goes takes what all in the process share with it.
-@pytest.fixture(scope="session")
-def small(tiny_models: dict[bool, object]) -> Engine:
-    """An engine whose cache holds two guided images at a time, and little more."""
-    return start_engine(
-        tiny_models[True], num_gpu_blocks_override=18, max_num_batched_tokens=16, max_model_len=512
-    )
-
-
 def test_full_cache_makes_requests_wait_and_all_finish(small: Engine) -> None:
     free = small.free_blocks
     for index in range(7):
@@ -97,7 +88,6 @@ def test_full_cache_makes_requests_wait_and_all_finish(small: Engine) -> None:
 
 
 def test_what_can_never_fit_is_refused_at_once(small: Engine) -> None:
-    small.failed.clear()
     small.add("big", make_image(True, 30, 20, prompt=[1, 2]))
     small.add("small", make_image(True, 2, 2, prompt=[1, 2]))
     small.step()
@@ -108,7 +98,6 @@ def test_what_can_never_fit_is_refused_at_once(small: Engine) -> None:
 
 def test_a_step_wider_than_the_budget_is_refused(small: Engine) -> None:
     """Window 1 over 16 columns has 17 inputs a step, the budget is 16; the cache would do."""
-    small.failed.clear()
     small.add("wide", make_image(True, 20, 16, prompt=[1, 2], window=1))
     small.step()
     assert small.failed == {"wide": "error"}

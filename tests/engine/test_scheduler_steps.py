@@ -1,0 +1,125 @@
+"""The scheduler step by step: who waits, who runs, which blocks are taken, what is released.
+
+Tables written by hand, in the form of vllm-spyre's scheduler tests. The engine has 17 KV blocks of
+32 slots and 16 inputs per step; images have terminators, so that a row of C columns takes C + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from tests.cases import make_image
+from zipar_vllm.prepare import PreparedImage
+
+from .conftest import Engine
+
+pytestmark = pytest.mark.engine
+
+Rows = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What holds once a number of steps is taken.
+
+    ``rows``: rows released so far, by image, of those that released any.
+    """
+
+    waiting: str
+    running: str
+    blocks: int
+    rows: Rows
+
+
+def take_steps(engine: Engine, images: Mapping[str, PreparedImage]) -> list[Line]:
+    """Add all images, then step until nothing is left; a line per step."""
+    total = engine.free_blocks
+    for name, image in images.items():
+        engine.add(name, image)
+    lines = []
+    while engine.llm.llm_engine.has_unfinished_requests():
+        engine.step()
+        scheduler = engine.scheduler
+        lines.append(
+            Line(
+                waiting="".join(sorted(r.request_id[0] for r in scheduler.waiting)),
+                running="".join(sorted(r.request_id[0] for r in scheduler.running)),
+                blocks=total - engine.free_blocks,
+                rows={
+                    name: lengths[-1] // images[name].grid.stride
+                    for name, lengths in engine.released.items()
+                },
+            )
+        )
+    return lines
+
+
+def test_one_image_takes_its_steps_and_leaves(small: Engine) -> None:
+    """3 rows x 2 columns, window 1: four steps; rows complete at steps 2, 3 and 4."""
+    lines = take_steps(small, {"a": make_image(True, 3, 2, prompt=[1, 2], window=1)})
+    assert lines == [
+        Line("", "a", 1, {}),  # the prefill draws (0, 0)
+        Line("", "a", 1, {"a": 1}),
+        Line("", "a", 1, {"a": 2}),
+        Line("", "", 0, {"a": 3}),
+    ]
+
+
+def test_images_that_do_not_fit_wait_for_all_their_blocks(small: Engine) -> None:
+    """Raster order over 2 rows x 100 columns: 2 + 202 slots, 7 blocks each; two of them fit.
+
+    The third, which needs one block, may not overtake the one that waits before it.
+    """
+    wide = {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "abc"}
+    lines = take_steps(small, {**wide, "d": make_image(True, 1, 2, prompt=[1, 2])})
+    assert len(lines) == 2 * 200
+    assert lines[0] == Line("cd", "ab", 14, {})
+    assert lines[98] == Line("cd", "ab", 14, {})
+    assert lines[99] == Line("cd", "ab", 14, {"a": 1, "b": 1})
+    assert lines[199] == Line("cd", "", 0, {"a": 2, "b": 2})
+    assert lines[200] == Line("", "cd", 8, {"a": 2, "b": 2})
+    assert lines[201] == Line("", "c", 7, {"a": 2, "b": 2, "d": 1})
+    assert lines[-1] == Line("", "", 0, {"a": 2, "b": 2, "c": 2, "d": 1})
+
+
+def test_images_wait_while_a_step_would_be_too_wide(small: Engine) -> None:
+    """Window 1 over 8 rows x 6 columns: up to 7 inputs per step and image, and 16 per step."""
+    images = {name: make_image(True, 8, 6, prompt=[1, 2], window=1) for name in "abc"}
+    lines = take_steps(small, images)
+    steps = 6 + 7 * 1
+    assert lines[0].running == "ab"
+    assert all(line.waiting == "c" for line in lines[: steps - 1])
+    assert lines[steps - 1] == Line("c", "", 0, {"a": 8, "b": 8})
+    assert len(lines) == 2 * steps
+
+
+def test_a_guided_image_holds_two_lanes(small: Engine) -> None:
+    guided = make_image(True, 2, 2, prompt=[1, 2], unconditional=[1], window=2, guidance_scale=2.0)
+    lines = take_steps(small, {"a": guided})
+    assert lines == [
+        Line("", "a", 2, {}),
+        Line("", "a", 2, {"a": 1}),
+        Line("", "a", 2, {"a": 1}),
+        Line("", "", 0, {"a": 2}),
+    ]
+
+
+def test_long_prompts_are_computed_beside_running_images(small: Engine) -> None:
+    """16 inputs per step: of b's prompt 14, 15 and 11 tokens beside a's prompt and its steps."""
+    images = {
+        "a": make_image(True, 1, 8, prompt=[1, 2]),
+        "b": make_image(True, 1, 2, prompt=[1] * 40),
+    }
+    assert take_steps(small, images) == [
+        Line("", "ab", 3, {}),
+        Line("", "ab", 3, {}),
+        Line("", "ab", 3, {}),  # b's first token
+        Line("", "a", 1, {"b": 1}),
+        Line("", "a", 1, {"b": 1}),
+        Line("", "a", 1, {"b": 1}),
+        Line("", "a", 1, {"b": 1}),
+        Line("", "", 0, {"a": 1, "b": 1}),
+    ]
