@@ -12,11 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from training.captions import caption
+from training.layout import Layout, pad_prompts
 from training.masks import batch_mask, corrupt, draw_window
 from training.model import Decoder, DecoderConfig
 from training.muon import BatchedMuon
-from training.parallel import Team
-from training.sample import Layout, pad_prompts
+from training.parallel import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +73,18 @@ class DecoderTraining:
         examples: list[Example],
         tokenizer: Any,
         layout: Layout,
-        team: Team | None = None,
+        workers: Workers | None = None,
     ) -> None:
         torch.manual_seed(run.seed)
-        self.team = team or Team()
+        self.workers = workers or Workers()
         self.config, self.run, self.layout = config, run, layout
         self.examples, self.tokenizer = examples, tokenizer
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = Decoder(config).to(self.device)
         self.ema = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        # Each worker orthogonalises its part of the matrices; Team.share() spreads the results.
+        # Each worker orthogonalises its part of the matrices; Workers.share() spreads the results.
         self.matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
-        own = self.matrices[self.team.rank :: self.team.size]
+        own = self.matrices[self.workers.rank :: self.workers.size]
         vectors = [p for p in self.model.layers.parameters() if p.ndim != 2]
         tables = [*self.model.embed_tokens.parameters(), *self.model.lm_head.parameters()]
         vectors += list(self.model.norm.parameters())
@@ -102,13 +102,13 @@ class DecoderTraining:
 
     def seed_data(self, step: int) -> None:
         """Own randomness for each worker, and after each resumption."""
-        self.rng = random.Random(f"{self.run.seed}/{self.team.rank}/{step}")
+        self.rng = random.Random(f"{self.run.seed}/{self.workers.rank}/{step}")
         self.generator = torch.Generator().manual_seed(self.rng.getrandbits(32))
         self.queue: list[int] = []
 
     def next_batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Inputs ``[B, L]``, mask ``[B, 1, L, L]``, codes ``[B, 24, 24]``, prompt length."""
-        count = self.run.batch // self.team.size
+        count = self.run.batch // self.workers.size
         if len(self.queue) < count:
             self.queue += self.rng.sample(range(len(self.examples)), len(self.examples))
         picks = [self.examples[self.queue.pop(0)] for _ in range(count)]
@@ -155,12 +155,12 @@ class DecoderTraining:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         mean = float(losses.detach().mean())
         # The clock is averaged too: learning rate and end are then the same for all workers.
-        mean, self.elapsed = self.team.average(grads, (mean, self.elapsed))
+        mean, self.elapsed = self.workers.average(grads, (mean, self.elapsed))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
-        self.team.share(self.matrices)
+        self.workers.share(self.matrices)
         self.step += 1
         pool = str(len(self.examples))
         self.shown[pool] = self.shown.get(pool, 0) + self.run.batch
@@ -178,7 +178,7 @@ class DecoderTraining:
             state[p]["momentum"].clone() if "momentum" in state.get(p, {}) else torch.zeros_like(p)
             for p in self.matrices
         ]
-        self.team.share(momenta)
+        self.workers.share(momenta)
         return momenta
 
     def save(self, path: Path) -> None:
@@ -194,7 +194,7 @@ class DecoderTraining:
             "shown": self.shown,
             "elapsed": self.elapsed,
         }
-        if self.team.rank:
+        if self.workers.rank:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".tmp"))
@@ -221,7 +221,7 @@ class DecoderTraining:
         since = time.monotonic()
         while self.elapsed < self.run.seconds:
             total += self.train_step()
-            if self.step - shown == 25 and self.team.rank == 0:
+            if self.step - shown == 25 and self.workers.rank == 0:
                 seconds = time.monotonic() - since
                 tokens = 25 * self.run.batch * 601 / seconds
                 pool = str(len(self.examples))

@@ -61,7 +61,7 @@ class FactoredTable(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions; keys and values come from a cache if given."""
+    """Multi-head attention with rotary positions."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import distributed
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class Workers:
     """This worker's number and how many there are; alone by default."""
 
     rank: int = 0

@@ -28,9 +28,9 @@ from training.data import (
 )
 from training.decoder import DecoderRun, DecoderTraining, Example
 from training.export import export
+from training.layout import Layout
 from training.model import DecoderConfig
-from training.parallel import Team
-from training.sample import Layout
+from training.parallel import Workers
 from training.tokenizer import TokenizerRun, sharpen, train_tokenizer
 from zipar_vllm.models.fsq import FSQAutoencoder
 
@@ -92,18 +92,18 @@ def prepare(work: Path, seconds: float) -> tuple[list[Example], FSQAutoencoder]:
 
 def train_worker(rank: int, size: int, work: Path, run: DecoderRun, shown: list[Example]) -> None:
     """One of ``size`` processes that train the decoder together."""
-    team = Team(rank, size)
+    workers = Workers(rank, size)
     shown = shown + [e for e in shown if e.concept in FEATURED]
     if size > 1:
         torch.set_num_threads(1)
         os.setsid()  # a scheduling group of its own, where the system groups by session
-        team.join(PORT)
+        workers.join(PORT)
     autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
     concepts = all_concepts()
     tokenizer = build_tokenizer(concepts, autoencoder.quantizer.num_codes)
     layout = build_layout(concepts)
     config = decoder_config(layout, tokenizer, autoencoder.quantizer.levels)
-    training = DecoderTraining(config, run, shown, tokenizer, layout, team)
+    training = DecoderTraining(config, run, shown, tokenizer, layout, workers)
     if rank == 0:
         count = sum(p.numel() for p in training.model.parameters())
         print(f"decoder: {count / 1e6:.2f} M parameters", flush=True)

@@ -1,22 +1,21 @@
-"""Draws sample sheets: a column per prompt, a row per window, or per seed."""
+"""Draws sample sheets of a checkpoint: a column per prompt, a row per window and seed.
+
+The checkpoint is exported and decoded by the engine itself, so the sheet shows what will be served.
+"""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+from PIL import Image
 
-from training.captions import build_tokenizer
-from training.concepts import STYLES, all_concepts
-from training.decoder import load_decoder
-from training.export import DEFAULTS
+from training.concepts import STYLES
+from training.export import DEFAULTS, export
 from training.masks import COLUMNS
-from training.run import build_layout
-from training.sample import Sampling, draw, save_grid
-from zipar_vllm.models.fsq import FSQAutoencoder
+from zipar_vllm import ImageLLM
 
 FIXED_PROMPTS: tuple[str, ...] = tuple(
     f"{style} {concept}"
@@ -25,20 +24,25 @@ FIXED_PROMPTS: tuple[str, ...] = tuple(
         "red apple", "cat face", "red car", "pizza", "sunflower", "house", "panda", "flag of Japan"
     )
 )  # fmt: skip
+GAP = 2
 
 
 def draw_sheet(
-    work: Path, prompts: Sequence[str], options: Sequence[Sampling], output: Path, side: int = 96
-) -> None:
-    """One row of pictures for each of ``options``."""
-    model, _ = load_decoder(work / "decoder.pt")
-    autoencoder = FSQAutoencoder.from_pretrained(work / "vq")
-    concepts = all_concepts()
-    tokenizer: Any = build_tokenizer(concepts, autoencoder.quantizer.num_codes)
-    texts = [tokenizer.encode(prompt).ids for prompt in prompts]
-    layout = build_layout(concepts)
-    rows = [draw(model, autoencoder, texts, layout, option) for option in options]
-    save_grid(torch.cat(rows), len(prompts), output, side)
+    model: Path,
+    prompts: Sequence[str],
+    rows: Sequence[tuple[int, int]],
+    side: int,
+    **options: float,
+) -> Image.Image:
+    """A row of pictures for each window and seed; every picture ``side`` pixels wide."""
+    sheet = Image.new("RGB", (len(prompts) * (side + GAP), len(rows) * (side + GAP)), "white")
+    with ImageLLM(model) as llm:
+        for y, (window, seed) in enumerate(rows):
+            results = llm.generate(prompts, window=window, seed=[seed] * len(prompts), **options)
+            for x, result in enumerate(results):
+                tile = result.image.resize((side, side), Image.Resampling.LANCZOS)
+                sheet.paste(tile, (x * (side + GAP), y * (side + GAP)))
+    return sheet
 
 
 def main() -> None:
@@ -50,15 +54,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", help="repeatable; default 0")
     parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance_scale"])
     parser.add_argument("--temperature", type=float, default=DEFAULTS["temperature"])
-    parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--side", type=int, default=96, help="pixels a picture")
+    parser.add_argument("--top-k", type=int, default=DEFAULTS["top_k"])
+    parser.add_argument("--side", type=int, default=96, help="pixels per picture")
     given = parser.parse_args()
-    options = [
-        Sampling(window, given.guidance, given.temperature, given.top_k, seed)
-        for window in given.window or (COLUMNS, 8, 4)
-        for seed in given.seed or (0,)
+    rows = [
+        (window, seed) for window in given.window or (COLUMNS, 8, 4) for seed in given.seed or (0,)
     ]
-    draw_sheet(given.work, given.prompt or FIXED_PROMPTS, options, given.output, given.side)
+    with tempfile.TemporaryDirectory() as folder:
+        export(given.work, Path(folder))
+        sheet = draw_sheet(
+            Path(folder),
+            given.prompt or FIXED_PROMPTS,
+            rows,
+            given.side,
+            guidance_scale=given.guidance,
+            temperature=given.temperature,
+            top_k=given.top_k,
+        )
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(given.output)
 
 
 if __name__ == "__main__":
