@@ -2,7 +2,8 @@
 
 python -m benchmarks.pictures --output docs/pictures.png
 
-``--concepts`` draws everything the model knows instead, at its default window.
+``--concepts`` draws everything the model knows instead, at its default window; ``--variety 10``
+counts how many different pictures ten seeds give of each.
 """
 
 from __future__ import annotations
@@ -38,10 +39,32 @@ def main() -> None:
     parser.add_argument(
         "--concepts", action="store_true", help="all it knows, at its default window, untimed"
     )
+    parser.add_argument("--variety", type=int, metavar="SEEDS", help="count, draw nothing")
     options = parser.parse_args()
     with ImageLLM() as llm:
+        if options.variety:
+            count_variety(llm, options.seed, options.variety)
+            return
         sheet = draw_concepts(llm, options) if options.concepts else draw_windows(llm, options)
     sheet.save(options.output)
+
+
+def count_variety(llm: ImageLLM, first_seed: int, seeds: int) -> None:
+    """Print how many of each concept's pictures differ, at the model's defaults."""
+    names: list[str] = list(llm.model.spec.details["concepts"])  # type: ignore[call-overload]
+    each = range(first_seed, first_seed + seeds)
+    results = llm.generate(
+        [name for name in names for _ in each], seed=[seed for _ in names for seed in each]
+    )
+    different = {
+        name: len({tuple(result.tokens) for result in results if result.prompt == name})
+        for name in names
+    }
+    few = [f"{name} {count}" for name, count in different.items() if count < seeds - 1]
+    print(
+        f"{len(names)} concepts, seeds {each[0]} to {each[-1]}: {min(different.values())} to "
+        f"{max(different.values())} different pictures; fewer than {seeds - 1}: {few or 'none'}"
+    )
 
 
 def draw_windows(llm: ImageLLM, options: argparse.Namespace) -> Image.Image:

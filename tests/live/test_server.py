@@ -71,6 +71,12 @@ def test_seeds(client: OpenAI) -> None:
     assert first.data[0].b64_json != other.data[0].b64_json
 
 
+@pytest.mark.parametrize("prompt", ["pizza", "panda", "red apple", "house"])
+def test_ten_seeds_give_at_least_nine_pictures(client: OpenAI, prompt: str) -> None:
+    answer = client.images.generate(prompt=prompt, n=10, extra_body={"seed": 1})
+    assert len({image.b64_json for image in answer.data}) >= 9
+
+
 def test_a_prompt_it_does_not_know(client: OpenAI) -> None:
     answer = generate(client, "Ünïcode 漢字 quantum chromodynamics 🚀")
     assert pixels(answer.data[0].b64_json).shape == (*SIZE, 3)
