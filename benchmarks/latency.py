@@ -23,7 +23,7 @@ from benchmarks.report import RESULTS, command_line, machine_name, markdown_tabl
 PARTS = ("prepare", "forward", "sample", "overhead")
 PROMPT = "red apple"
 GUIDANCE_SCALE = 2.0
-GUIDANCE_NOTE = "Two lanes an image. Stock vLLM has none: ratios are to the widest window."
+GUIDANCE_NOTE = "Two lanes per image. Stock vLLM has none: ratios are to the widest window."
 ENGINE = {
     "dtype": "bfloat16",
     "max_model_len": 1024,
@@ -66,7 +66,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """One repeat: wall seconds, steps an image, and the worker's own counts, if it has any."""
+    """One repeat: wall seconds, steps per image, and the worker's own counts, if it has any."""
 
     seconds: float
     steps: int
@@ -74,7 +74,7 @@ class Run:
 
 
 def step_ms(run: Run) -> dict[str, float | None]:
-    """Milliseconds a step, by part and in total."""
+    """Milliseconds per step, by part and in total."""
     times = run.times
     if times is None:
         return {**dict.fromkeys(PARTS), "total": 1e3 * run.seconds / run.steps}
@@ -262,7 +262,7 @@ def measure(
     narrowest = min((s.window for s in settings if s.window), default=None)
     for setting in settings:
         if setting.window == narrowest:
-            run(setting)  # warm-up: wider windows have no more inputs a step
+            run(setting)  # warm-up: wider windows have no more inputs per step
         runs = [run(setting) for _ in range(repeats)]
         records.append(make_record(mode, setting, runs, machine, command))
         print(f"{mode} {setting}: {records[-1].latency_s_p50:.2f} s", file=sys.stderr, flush=True)

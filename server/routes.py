@@ -113,7 +113,7 @@ async def list_models(request: Request) -> Response:
 
 
 def describe(spec: ImageModelSpec, max_active_images: int) -> dict[str, Any]:
-    """What a client may ask of a model, and of this server."""
+    """List what a client may ask of a model, and of this server."""
     return {
         "family": spec.family,
         "limits": {

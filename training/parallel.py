@@ -1,7 +1,7 @@
 """Several single-threaded workers instead of one process with several threads.
 
-On a shared machine threads wait for each other many times a layer, and the slowest sets the pace.
-Workers meet twice a step.
+On a shared machine threads wait for each other many times per layer, and the slowest sets the pace.
+Workers meet twice per step.
 """
 
 from __future__ import annotations

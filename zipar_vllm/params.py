@@ -170,7 +170,7 @@ _KINDS = {
 
 
 def allowed_by(schema: Mapping[str, Any], names: list[str]) -> str | None:
-    """What the JSON schema of a request allows in a field, in words; None if it does not say.
+    """Put into words what the JSON schema of a request allows in a field; None if it does not say.
 
     Args:
         schema: Of the whole request.

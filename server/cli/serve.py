@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
 
 
 def unsupported_option(options: argparse.Namespace) -> str | None:
-    """What a user asked of vLLM that image decoding cannot do, in words; None if nothing."""
+    """Name the first option that image decoding cannot do without another value; None if none."""
     from zipar_vllm.engine.arguments import engine_arguments
 
     for name, needed in engine_arguments(options.model).items():
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def vllm_arguments(arguments: list[str]) -> list[str]:
-    """What ``vllm serve`` is given: ours first, so that the user's options win.
+    """Build the command line of ``vllm serve``: ours first, so that the user's options win.
 
     An option that image decoding cannot do without is checked again when the engine starts.
     """

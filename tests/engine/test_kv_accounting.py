@@ -97,7 +97,7 @@ def test_what_can_never_fit_is_refused_at_once(small: Engine) -> None:
 
 
 def test_a_step_wider_than_the_budget_is_refused(small: Engine) -> None:
-    """Window 1 over 16 columns has 17 inputs a step, the budget is 16; the cache would do."""
+    """Window 1 over 16 columns has 17 inputs per step, the budget is 16; the cache would do."""
     small.add("wide", make_image(True, 20, 16, prompt=[1, 2], window=1))
     small.step()
     assert small.failed == {"wide": "error"}

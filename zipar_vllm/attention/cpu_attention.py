@@ -146,7 +146,7 @@ def _build() -> Path:
 
 
 def _cpu_features() -> bytes:
-    """What ``-march=native`` depends on, so that a shared cache serves unlike machines."""
+    """Read what ``-march=native`` depends on, so that a shared cache serves unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ UNWRITTEN = 2**31 - 1
 
 
 def feed_steps(grid: Grid, window: int, prompt_length: int) -> torch.Tensor:
-    """The step at which each position of prompt + picture enters the KV cache.
+    """Compute the step at which each position of prompt + picture enters the KV cache.
 
     The prompt enters at step 0, token (i, j) at ``i * window + j + 1`` and the terminator of
     row i at ``(i + 1) * window``: it is known, so it is fed early, to start the next row.
@@ -42,7 +42,7 @@ def feed_steps(grid: Grid, window: int, prompt_length: int) -> torch.Tensor:
 
 
 def visibility_mask(grid: Grid, window: int, prompt_length: int) -> torch.Tensor:
-    """Which key each query sees: those at or before it, in raster order and in time.
+    """Compute which key each query sees: those at or before it, in raster order and in time.
 
     Returns:
         bool tensor ``[L, L]`` (query, key), ``L = prompt_length + grid.num_positions``;

@@ -31,7 +31,7 @@ class ImageJob:
 
     @property
     def policy(self) -> Policy:
-        """What orders its tokens; every process finds its own, shared by all such images."""
+        """The policy that orders its tokens; one object per process serves all such images."""
         return make_policy(self.grid, self.params)
 
     @property

@@ -122,7 +122,7 @@ class Progress(Protocol):
         ...
 
     def step(self) -> Step:
-        """What to feed now; the same until :meth:`advance`."""
+        """The step to take now; the same until :meth:`advance`."""
         ...
 
     def advance(self, accepted: Sequence[bool]) -> None:
@@ -188,7 +188,7 @@ class Policy(Protocol):
 
     @property
     def verification(self) -> type[Verification] | None:
-        """What decides on its drafts; None if it has none."""
+        """The class that decides on its drafts; None if it has none."""
         ...
 
     def width(self, step: int) -> int:

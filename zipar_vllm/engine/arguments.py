@@ -13,7 +13,7 @@ CPU_WORKER = "zipar_vllm.engine.worker.ZipARCPUWorker"
 GPU_WORKER = "zipar_vllm.engine.worker.ZipARWorker"
 
 BLOCK_SIZE = 32
-"""KV slots a block: small, because a lane's last block is on average half empty."""
+"""KV slots per block: small, because a lane's last block is on average half empty."""
 
 
 def engine_arguments(model: str | Path) -> dict[str, Any]:

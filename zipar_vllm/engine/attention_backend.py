@@ -51,7 +51,7 @@ class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:
-        # The model runner builds the metadata itself, once a step.
+        # The model runner builds the metadata itself, once per step.
         return AttentionMetadataBuilder  # type: ignore[type-abstract]
 
     @staticmethod

@@ -40,7 +40,7 @@ def put_stats(carrier: SchedulerStats, stats: ImageStats) -> None:
 
 
 def get_stats(carrier: SchedulerStats) -> ImageStats | None:
-    """What :func:`put_stats` sent; None for the statistics of another scheduler."""
+    """Read what :func:`put_stats` sent; None for the statistics of another scheduler."""
     sent = carrier.running_lora_adapters
     names = ImageStats.__slots__
     if any(_STATS_PREFIX + name not in sent for name in names):
@@ -57,7 +57,7 @@ def put_steps(transfer: dict[str, Any] | None, steps: int) -> dict[str, Any]:
 
 
 def get_steps(output: RequestOutput) -> int | None:
-    """What :func:`put_steps` sent; None until the image is finished."""
+    """Read what :func:`put_steps` sent; None until the image is finished."""
     transfer = output.kv_transfer_params
     return transfer.get(_STEPS) if transfer else None
 

@@ -68,7 +68,7 @@ def make_request(
 
 
 def make_job(image: PreparedImage) -> ImageJob:
-    """What the engine will read off the image's request."""
+    """Make the job that the engine will read off the image's request."""
     prompts = image.prompts
     lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
     return ImageJob(image.grid, image.params, lanes)

@@ -1,4 +1,4 @@
-"""What vLLM's workers ask of a model runner and image decoding has no use of.
+"""Runner methods that vLLM's workers call and image decoding does not need.
 
 ``tests/engine/test_contract.py`` reads from vLLM's source which names a worker uses.
 """

@@ -24,7 +24,7 @@ class _ImageWorker:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def step_times(self, reset: bool = True) -> dict[str, float]:
-        """Where the steps' time went; see :class:`zipar_vllm.decoding.timing.StepTimes`."""
+        """Tell where the steps' time went; see :class:`zipar_vllm.decoding.timing.StepTimes`."""
         summary: dict[str, float] = self.model_runner.decoder.times.summary()
         if reset:
             self.model_runner.decoder.times.reset()

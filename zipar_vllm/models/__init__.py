@@ -1,4 +1,4 @@
 """Image model families: what each one needs around the transformer that vLLM runs.
 
-One file a family; :func:`zipar_vllm.models.registry.load_image_model` picks the right one.
+One file per family; :func:`zipar_vllm.models.registry.load_image_model` picks the right one.
 """

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PATCH = 4  # the first and last convolution work on 4x4-pixel blocks: cheap on a CPU
-FACTOR = 2 * PATCH  # pixels a token, each way
+FACTOR = 2 * PATCH  # pixels per token, each way
 
 
 class FSQ(nn.Module):
