@@ -254,7 +254,7 @@ def measure(
     mode: str, settings: Sequence[Setting], repeats: int, eager: bool, command: str
 ) -> list[Record]:
     """Start the engine, warm it up, and measure the settings; to be run in a fresh process."""
-    from zipar_vllm.models.demo import DEMO_PATH
+    from zipar_vllm.models import DEMO_PATH
 
     machine = machine_name()
     run = {"stock": stock_engine, "zipar": zipar_engine}[mode](DEMO_PATH, eager)

@@ -24,7 +24,7 @@ from server.service import ImageService
 from server.streaming import PartialSchedule
 from zipar_vllm.engine.arguments import engine_arguments
 from zipar_vllm.engine.client import ImageClient
-from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.prepare import PreparedImage
 

@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
 from zipar_vllm import GeneratedImage, ImageLLM
+from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.models.base import ImageModel
-from zipar_vllm.models.demo import DEMO_PATH
 
 WINDOWS = (8, 4, 2, 1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,13 +18,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core.grid import Grid
-from .engine.arguments import engine_arguments
+from .cpu import num_cores
+from .engine.arguments import ONE_PROCESS, engine_arguments
 from .engine.capacity import check_capacity
 from .engine.client import read_progress
 from .engine.request import make_job, make_request
 from .engine.vllm_api import LLM, RequestOutput
 from .errors import EngineUnavailableError
-from .models.demo import DEMO_PATH
+from .models import DEMO_PATH
 from .models.registry import load_image_model
 from .params import ImageOptions, ImageParams, parse
 from .prepare import PreparedImage, make_seeds, prepare_images
@@ -97,10 +100,9 @@ class ImageLLM:
     def __init__(self, model: str | Path | None = None, **engine_args: Any) -> None:
         path = DEMO_PATH if model is None else Path(model)
         self.model = load_image_model(path)
-        self._arguments = engine_arguments(path)
         if model is None:
-            self._arguments["kv_cache_memory_bytes"] = DEMO_KV_CACHE_BYTES
-        self._arguments |= engine_args
+            engine_args = {"kv_cache_memory_bytes": DEMO_KV_CACHE_BYTES} | engine_args
+        self._arguments = engine_arguments(path, **engine_args)
         self._llm: Any = None
 
     def __enter__(self) -> ImageLLM:
@@ -119,7 +121,9 @@ class ImageLLM:
     def start(self) -> None:
         """Start the engine; nothing if it runs."""
         if self._llm is None:
-            self._llm = LLM(**self._arguments)
+            in_process = self._arguments.get("distributed_executor_backend") == ONE_PROCESS
+            with _starting(in_process):
+                self._llm = LLM(**self._arguments)
 
     def close(self) -> None:
         """End the engine; it would start again with the next pictures."""
@@ -248,6 +252,23 @@ class ImageLLM:
             for first in range(0, len(codes), RENDER_BATCH):
                 for pixels in self.model.decode(codes[first : first + RENDER_BATCH]).cpu().numpy():
                     yield Image.fromarray(pixels)
+
+
+@contextmanager
+def _starting(in_process: bool) -> Iterator[None]:
+    """Start an engine in this process, where it needs no other, and leave no trace in it."""
+    environment, affinity = dict(os.environ), os.sched_getaffinity(0)
+    set_num_threads = torch.set_num_threads
+    if in_process:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a stub in its place
+        os.sched_setaffinity(0, affinity)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def _logprobs(output: RequestOutput, grid: Grid) -> NDArray[np.float32] | None:

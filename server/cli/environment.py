@@ -6,15 +6,30 @@ import os
 import sys
 from pathlib import Path
 
+from zipar_vllm.cpu import num_cores
+
 
 def set_environment() -> None:
-    """Choose our plugins, keep vLLM from reporting its use, and preload OpenMP.
+    """Choose our plugins, keep vLLM from reporting its use, and set OpenMP up.
 
-    May replace the process by itself: call it before anything else is done.
+    May replace the process by itself: call it before anything else is done or imported.
     """
-    os.environ.setdefault("VLLM_PLUGINS", "zipar,zipar_images")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    defaults = {
+        "VLLM_PLUGINS": "zipar,zipar_images",
+        "VLLM_NO_USAGE_STATS": "1",
+        # The engine computes on all cores, from its own process (zipar_vllm.engine.executor).
+        "OMP_NUM_THREADS": str(num_cores()),
+        # Milliseconds that threads spin for more work: less than between two images.
+        "KMP_BLOCKTIME": "5",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
     _preload_openmp()
+
+
+def say(command: str, text: str) -> None:
+    """Tell whoever waits for a command what for."""
+    print(f"zipar {command}: {text}", file=sys.stderr, flush=True)
 
 
 def _preload_openmp() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipar_vllm.params import ImageOptions, allowed_by
 
-from .environment import set_environment
+from .environment import say, set_environment
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
@@ -48,8 +48,11 @@ def main(arguments: list[str]) -> None:
     if not several and options.output.suffix.lower() not in SUFFIXES:
         allowed = ", ".join(SUFFIXES)
         parser.error(f"output: got {options.output}, allowed is a file that ends in {allowed}")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Of what vLLM and its libraries tell at start, a user needs nothing but errors.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     set_environment()
+    say("generate", "importing vLLM: some 10 to 30 s")
     # vLLM is imported late: `--help` and bad options answer at once.
     from zipar_vllm.llm import ImageLLM
 
@@ -60,6 +63,7 @@ def main(arguments: list[str]) -> None:
         llm.prepare(options.prompts, seed=options.seed, **wishes)
     except ValueError as error:
         parser.error(str(error))
+    say("generate", "starting the engine; a first start compiles, a minute or less")
     with llm:
         images = llm.generate(options.prompts, seed=options.seed, **wishes)
     for image in images:

@@ -10,10 +10,11 @@ from typing import Any
 
 from server import lifecycle, vllm_server
 from server.options import ServerOptions, flag_of, take_flags
-from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.version import check_vllm_version
 
-from .environment import set_environment
+from .environment import say, set_environment
+from .preloading import preload_engine
 
 USAGE = f"""usage: zipar serve [MODEL] [options]
 
@@ -36,24 +37,36 @@ REPLACEABLE = ("model", "block_size", "compilation_config")
 
 def main(arguments: list[str]) -> None:
     """Start the server; exits with 1 when it ended unasked: its engine died."""
-    if {"-h", "--help"} & set(arguments):
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    if asks_for_help:
         print(USAGE, end="\nvLLM's own options:\n\n")
     set_environment()
     try:
-        check_vllm_version()
         arguments = take_flags(arguments)
+        check_vllm_version()
     except (RuntimeError, ValueError) as error:
         sys.exit(f"zipar serve: {error}")
-    vllm_server.run(vllm_arguments(arguments), unsupported_option)
+    if not asks_for_help:
+        say("serve", "importing vLLM, the server and the engine at the same time: some 15 to 40 s")
+    context = None if asks_for_help else preload_engine()
+    vllm_server.run(vllm_arguments(arguments), complete, context)
     if not lifecycle.stop_requested():
         sys.exit("zipar serve: the engine died")
 
 
-def unsupported_option(options: argparse.Namespace) -> str | None:
-    """Name the first option that image decoding cannot do without another value; None if none."""
-    from zipar_vllm.engine.arguments import engine_arguments
+def complete(options: argparse.Namespace) -> str | None:
+    """Fill in what is fastest here where the user asked for nothing.
 
-    for name, needed in engine_arguments(options.model).items():
+    Returns:
+        The first option that image decoding cannot do without another value; None if none.
+    """
+    from zipar_vllm.engine.arguments import RANKS, preferred_arguments, required_arguments
+
+    preferred = preferred_arguments({name: getattr(options, name) for name in RANKS})
+    for name, value in preferred.items():
+        if getattr(options, name) in (None, "auto"):
+            setattr(options, name, value)
+    for name, needed in required_arguments(options.model).items():
         if name in REPLACEABLE:
             continue
         got = getattr(options, name)
@@ -61,6 +74,9 @@ def unsupported_option(options: argparse.Namespace) -> str | None:
             got = {key: _plain(getattr(got, key, None)) for key in needed}
         if got != needed:
             return f"{flag_of(name)}: got {got}, image decoding needs {needed}"
+    why = " (this CPU has no instructions for bfloat16)" if "dtype" in preferred else ""
+    dtype = "the model's dtype" if options.dtype == "auto" else options.dtype
+    say("serve", f"starting the engine in {dtype}{why}; a first start compiles, a minute or less")
     return None
 
 

@@ -121,14 +121,13 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
         "max_num_batched_tokens": 256,
         "kv_cache_memory_bytes": 64 << 20,
         "enforce_eager": True,
-        "distributed_executor_backend": "uni",
         "disable_log_stats": False,
     }
     # vLLM binds this thread to its cores and preloads libraries by the environment: processes
     # that are started from here later should have neither.
     allowed = os.sched_getaffinity(0)
     with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
-        engine = Engine(path, LLM(**engine_arguments(path) | arguments | overrides))
+        engine = Engine(path, LLM(**engine_arguments(path, **arguments | overrides)))
     os.sched_setaffinity(0, allowed)
     return engine
 

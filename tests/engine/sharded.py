@@ -16,13 +16,15 @@ from zipar_vllm.models.registry import load_spec
 def main(path: str, ranks: int, seeds: list[int]) -> None:
     terminated = load_spec(path).vocabulary.is_terminated
     llm = LLM(
-        **engine_arguments(path),
-        tensor_parallel_size=ranks,
-        dtype="float32",
-        max_model_len=1024,
-        max_num_seqs=16,
-        kv_cache_memory_bytes=64 << 20,
-        enforce_eager=True,
+        **engine_arguments(
+            path,
+            tensor_parallel_size=ranks,
+            dtype="float32",
+            max_model_len=1024,
+            max_num_seqs=16,
+            kv_cache_memory_bytes=64 << 20,
+            enforce_eager=True,
+        )
     )
     requests = [make_request(image_of(terminated, seed)) for seed in seeds]
     prompts, sampling = map(list, zip(*requests, strict=True))

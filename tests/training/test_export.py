@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from training.export import DEFAULTS, llama_config, llama_weights
 from training.masks import COLUMNS, window_mask
 from training.model import Decoder, DecoderConfig
-from zipar_vllm.models.demo import DEMO_PATH
+from zipar_vllm.models import DEMO_PATH
 
 IMAGE_START, IMAGE_COUNT = 64, 32
 

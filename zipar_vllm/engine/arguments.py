@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from zipar_vllm.cpu import has_bfloat16
 
 from .vllm_api import current_platform
 
@@ -16,11 +19,24 @@ BLOCK_SIZE = 32
 """KV slots per block: small, because a lane's last block is on average half empty."""
 
 
-def engine_arguments(model: str | Path) -> dict[str, Any]:
+ONE_PROCESS = "zipar_vllm.engine.executor.OneProcessExecutor"
+RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+"""Arguments that give an engine several ranks, and each of them a process."""
+
+
+def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
     """Arguments for ``vllm.AsyncEngineArgs`` (or ``vllm.LLM``) that serve images from ``model``.
 
-    Callers may add to them, but not contradict them: see :func:`check_config`.
+    Args:
+        model: The model's folder.
+        **wishes: Arguments of the caller's, which win; they may not contradict what image decoding
+            needs (:func:`check_config`).
     """
+    return {**required_arguments(model), **preferred_arguments(wishes), **wishes}
+
+
+def required_arguments(model: str | Path) -> dict[str, Any]:
+    """What image decoding cannot do without, and the block size."""
     arguments: dict[str, Any] = {
         "model": str(model),
         "scheduler_cls": SCHEDULER,
@@ -31,6 +47,22 @@ def engine_arguments(model: str | Path) -> dict[str, Any]:
     if not current_platform.is_cpu():
         arguments["attention_config"] = {"backend": "CUSTOM"}
         arguments["compilation_config"] = {"cudagraph_mode": "NONE"}
+    return arguments
+
+
+def preferred_arguments(wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """What is fastest on this machine where nothing else is asked for.
+
+    On a CPU that is one process for an engine of one rank, and float32 where bfloat16 would be
+    emulated.
+    """
+    if not current_platform.is_cpu():
+        return {}
+    arguments: dict[str, Any] = {}
+    if all(int(wishes.get(name) or 1) == 1 for name in RANKS):
+        arguments["distributed_executor_backend"] = ONE_PROCESS
+    if not has_bfloat16():
+        arguments["dtype"] = "float32"
     return arguments
 
 
@@ -56,9 +88,9 @@ def check_config(vllm_config: Any) -> None:
 
 
 def command_line(model: str | Path) -> list[str]:
-    """:func:`engine_arguments` as ``vllm serve`` takes them, the model first."""
+    """:func:`required_arguments` as ``vllm serve`` takes them, the model first."""
     words = [str(model)]
-    for name, value in engine_arguments(model).items():
+    for name, value in required_arguments(model).items():
         flag = name.replace("_", "-")
         if name == "model":
             continue

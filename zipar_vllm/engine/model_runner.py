@@ -15,6 +15,7 @@ from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.models.registry import load_spec
 
+from . import compiled_models
 from .attention_backend import StepAttention
 from .messages import ImageRunnerOutput, ImageSchedulerOutput, StepOutput
 from .runner_stubs import UnusedRunnerMethods
@@ -162,7 +163,8 @@ class ImageModelRunner(UnusedRunnerMethods):
     def warming_up_model(self) -> None:
         """Compile the model (vLLM's CPU worker calls this)."""
         if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
-            self.profile_run()
+            with compiled_models.loadable():
+                self.profile_run()
 
     @torch.inference_mode()
     def profile_run(self, randomize_inputs: bool = False) -> None:

@@ -26,7 +26,9 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheLayout, KVCacheSpec
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
@@ -49,6 +51,7 @@ __all__ = [
     "CPUWorker",
     "CompilationMode",
     "EngineClient",
+    "EngineCoreProc",
     "EngineDeadError",
     "EngineGenerateError",
     "KVCacheBlocks",
@@ -68,6 +71,7 @@ __all__ = [
     "SchedulerStats",
     "StatLoggerBase",
     "TokensPrompt",
+    "UniProcExecutor",
     "VllmConfig",
     "Worker",
     "allocate_kv_cache",

@@ -2,3 +2,8 @@
 
 One file per family; :func:`zipar_vllm.models.registry.load_image_model` picks the right one.
 """
+
+from pathlib import Path
+
+DEMO_PATH = Path(__file__).resolve().parent.parent / "demo"
+"""Folder of the embedded model."""

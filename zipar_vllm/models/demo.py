@@ -19,7 +19,6 @@ from .fsq import FSQAutoencoder
 
 FAMILY = "zipar-demo"
 SPEC_FILE = "image_model.json"
-DEMO_PATH = Path(__file__).resolve().parent.parent / "demo"
 
 
 def read(path: Path) -> dict[str, Any]:
