@@ -7,7 +7,7 @@ et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,20 @@ class SamplingFlags:
             min_p=bool((options["min_p"][sampled] > 0).any()),
         )
 
+    @classmethod
+    def merge(cls, flags: Sequence[SamplingFlags]) -> SamplingFlags:
+        """Summarise batches that are sampled together."""
+        sampled = [own for own in dict.fromkeys(flags) if not own.all_greedy]
+        if len(sampled) == 1:
+            return sampled[0]
+        tops = [own.top for own in sampled]
+        return cls(
+            all_greedy=not sampled,
+            truncated=any(own.truncated for own in sampled),
+            top=max(tops) if tops and all(tops) else 0,
+            min_p=any(own.min_p for own in sampled),
+        )
+
 
 def guide(
     conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.Tensor
@@ -100,13 +114,17 @@ class SamplingBatch:
         options: Mapping[str, NDArray[Any]],
         position: NDArray[np.int64],
         device: torch.device | str = "cpu",
+        flags: SamplingFlags | None = None,
     ) -> SamplingBatch:
-        """Bring host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`, to the device."""
+        """Bring host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`, to the device.
+
+        ``flags`` are worked out from the options where they are not known already.
+        """
         tensors = {
             name: torch.from_numpy(array).to(device, non_blocking=True)
             for name, array in {**options, "position": position}.items()
         }
-        return cls(**tensors, flags=SamplingFlags.of(options))
+        return cls(**tensors, flags=flags or SamplingFlags.of(options))
 
     def __getitem__(self, index: torch.Tensor) -> SamplingBatch:
         """Some of the tokens: int64 or bool index on the device."""

@@ -85,6 +85,7 @@ class AdaptiveWindow:
     """
 
     num_steps = None
+    orders = None
     verification = RejectionSampling
 
     def __init__(self, grid: Grid, window: int) -> None:

@@ -1,4 +1,7 @@
-"""Lay a step out: flat model inputs, attention groups and what is sampled, in host arrays."""
+"""Lay a step out: flat model inputs, attention groups and what is sampled.
+
+All of it is worked out on the host, from the images' steps and what the table knows of them.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.attention.interface import AttentionInputs
+from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.visibility import UNWRITTEN
 
 from .policy import IntArray, Verification
 from .table import ImageState, StateTable
 
-
-@dataclass(slots=True)
-class _Lanes:
-    """Inputs of some lanes, lane after lane.
-
-    Attributes:
-        images: Table index of each lane's image.
-        lanes: Index of each lane in the lane tables.
-        positions: Raster position of each lane's inputs, ascending.
-        sources: Where each lane's inputs stand in the image's row of tokens.
-        orders: Order of each lane's inputs.
-        forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
-    """
-
-    images: list[int] = field(default_factory=list)
-    lanes: list[int] = field(default_factory=list)
-    positions: list[IntArray] = field(default_factory=list)
-    sources: list[IntArray] = field(default_factory=list)
-    orders: list[NDArray[np.int32]] = field(default_factory=list)
-    forgotten: list[tuple[int, IntArray]] = field(default_factory=list)
-    size: int = 0
-
-    def add(
-        self,
-        image: ImageState,
-        number: int,
-        positions: IntArray,
-        sources: IntArray,
-        orders: NDArray[np.int32],
-    ) -> int:
-        """Append a lane's inputs; returns where they start in this group."""
-        start = self.size
-        self.images.append(image.index)
-        self.lanes.append(image.lane(number))
-        self.positions.append(positions)
-        self.sources.append(sources)
-        self.orders.append(orders)
-        self.size += len(positions)
-        return start
-
-
-@dataclass(slots=True)
-class _Samples:
-    """Which inputs' logits are sampled, and for which token; one array per image in each list."""
-
-    conditional: list[IntArray] = field(default_factory=list)
-    unconditional: list[IntArray] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    targets: list[IntArray] = field(default_factory=list)
-    grid_positions: list[IntArray] = field(default_factory=list)
-    prompts: list[int] = field(default_factory=list)
-    drafts: dict[type[Verification], tuple[list[IntArray], list[IntArray]]] = field(
-        default_factory=dict
-    )
-    logprobs: bool = False
-    size: int = 0
+NO_INPUTS: IntArray = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,32 +36,28 @@ class SampleBatch:
     """Tokens to sample in a step; host arrays, one entry per token.
 
     Attributes:
-        conditional: Input whose logits predict the token.
-        guided: Entries of this batch that have an unconditional lane.
-        unconditional: Their inputs on that lane.
+        inputs: Inputs whose logits are read: of all entries, then the unconditional ones of the
+            guided entries.
+        guided: Entries that have an unconditional lane.
         images: Table index of the image.
-        offsets: Where the token stands in its image's row of tokens.
+        tokens: Where the token stands among the table's tokens, row after row.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
+        flags: What their sampling asks for.
         drafts: By what decides on them, the entries that are drafts.
         logprobs: Whether the log-probability of any of them is wanted.
     """
 
-    conditional: IntArray
+    inputs: IntArray
     guided: IntArray
-    unconditional: IntArray
     images: IntArray
-    offsets: IntArray
+    tokens: IntArray
     grid_positions: IntArray
+    flags: SamplingFlags
     drafts: Mapping[type[Verification], DraftBatch]
     logprobs: bool
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def inputs(self) -> IntArray:
-        """Inputs whose logits are read: of all entries, then the guided ones' unconditional."""
-        return np.concatenate([self.conditional, self.unconditional])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +81,147 @@ class StepBatch:
         return self.input_ids.shape[0]
 
 
+@dataclass(slots=True)
+class _Layout:
+    """A step in the making: inputs lane after lane, samples image after image.
+
+    Attributes:
+        size: Inputs so far.
+        lanes: Index of each lane in the lane tables.
+        counts: Inputs of each lane.
+        positions, slots, sources, limits: Of the inputs, an array per lane.
+        unordered: Inputs whose orders the table does not have yet.
+        forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
+        conditional, unconditional: Inputs that are sampled, an array per image.
+        images, tokens, grid_positions: Of the samples, an array per image.
+        guided: Entries with an unconditional lane.
+        num_samples: Samples so far.
+        flags: Of the images that sample.
+        drafts: Entries and attempts by verification.
+        logprobs: Whether any image wants log-probabilities.
+    """
+
+    size: int = 0
+    lanes: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    positions: list[IntArray] = field(default_factory=list)
+    slots: list[IntArray] = field(default_factory=list)
+    sources: list[IntArray] = field(default_factory=list)
+    limits: list[NDArray[np.int32]] = field(default_factory=list)
+    unordered: list[IntArray] = field(default_factory=list)
+    forgotten: list[tuple[int, IntArray]] = field(default_factory=list)
+    conditional: list[IntArray] = field(default_factory=list)
+    unconditional: list[IntArray] = field(default_factory=list)
+    images: list[IntArray] = field(default_factory=list)
+    tokens: list[IntArray] = field(default_factory=list)
+    grid_positions: list[IntArray] = field(default_factory=list)
+    guided: list[IntArray] = field(default_factory=list)
+    num_samples: int = 0
+    flags: list[SamplingFlags] = field(default_factory=list)
+    drafts: dict[type[Verification], tuple[list[IntArray], list[IntArray]]] = field(
+        default_factory=dict
+    )
+    logprobs: bool = False
+
+    def add_decode(self, image: ImageState) -> None:
+        """Add the next step of an image past its prompt."""
+        step, prompts = image.progress.step(), image.job.lane_prompts
+        sources = step.sources + (image.first_token + image.job.prompt_length)
+        starts = [
+            self._add_lane(image, number, step.positions + prompt, sources, step.orders)
+            for number, prompt in enumerate(prompts)
+        ]
+        if not image.has_orders:
+            self.unordered.append(np.arange(starts[0], self.size))
+        if len(step.forget):
+            for number, prompt in enumerate(prompts):
+                self.forgotten.append((image.lane(number), step.forget + prompt))
+        if len(step.drafts):
+            assert image.verification is not None
+            entries, attempts = self.drafts.setdefault(image.verification, ([], []))
+            entries.append(np.searchsorted(step.sampled, step.drafts) + self.num_samples)
+            attempts.append(step.attempts)
+        if len(step.sampled):
+            inputs = [step.sampled + start for start in starts]
+            self._add_samples(image, inputs, step.targets[step.sampled])
+
+    def add_prefill(self, image: ImageState, count: int) -> None:
+        """Add the next ``count`` prompt tokens of an image, whichever lanes they belong to.
+
+        With the last of them comes the image's first token: its logits stand at the last prompt
+        token of each lane, so one whose prompt ended in an earlier chunk feeds that token once
+        more.
+        """
+        begin, end = image.prefilled, image.prefilled + count
+        last = end == image.job.prompt_length
+        first_of_lane = 0
+        final_inputs = []
+        for number, prompt in enumerate(image.job.lane_prompts):
+            low = max(begin - first_of_lane, 0)
+            high = min(end - first_of_lane, prompt)
+            if last:
+                low = min(low, prompt - 1)
+            if low < high:
+                positions = np.arange(low, high)
+                sources = positions + (image.first_token + first_of_lane)
+                limits = np.zeros(high - low, dtype=np.int32)
+                self._add_lane(image, number, positions, sources, limits)
+                final_inputs.append(np.array([self.size - 1]))
+            first_of_lane += prompt
+        image.prefilled = end
+        if last:
+            self._add_samples(image, final_inputs, np.zeros(1, dtype=np.int64))
+
+    def _add_lane(
+        self,
+        image: ImageState,
+        number: int,
+        positions: IntArray,
+        sources: IntArray,
+        limits: NDArray[np.int32],
+    ) -> int:
+        """Append a lane's inputs; returns where they start."""
+        start = self.size
+        self.lanes.append(image.lane(number))
+        self.counts.append(len(positions))
+        self.positions.append(positions)
+        self.slots.append(image.slots[number][positions])
+        self.sources.append(sources)
+        self.limits.append(limits)
+        self.size += len(positions)
+        return start
+
+    def _add_samples(self, image: ImageState, inputs: list[IntArray], targets: IntArray) -> None:
+        """``inputs``: for each lane, the inputs whose logits predict ``targets``."""
+        count = len(targets)
+        self.conditional.append(inputs[0])
+        if len(inputs) > 1:
+            self.unconditional.append(inputs[1])
+            self.guided.append(np.arange(self.num_samples, self.num_samples + count))
+        self.images.append(np.full(count, image.index))
+        self.tokens.append(targets + (image.first_token + image.job.prompt_length))
+        self.grid_positions.append(image.grid_positions[targets])
+        self.num_samples += count
+        self.flags.append(image.flags)
+        self.logprobs |= image.job.logprobs
+
+    def samples(self) -> SampleBatch:
+        """What is sampled."""
+        return SampleBatch(
+            inputs=_join(self.conditional + self.unconditional),
+            guided=_join(self.guided),
+            images=_join(self.images),
+            tokens=_join(self.tokens),
+            grid_positions=_join(self.grid_positions),
+            flags=SamplingFlags.merge(self.flags),
+            drafts={
+                verification: DraftBatch(_join(entries), _join(attempts))
+                for verification, (entries, attempts) in self.drafts.items()
+            },
+            logprobs=self.logprobs,
+        )
+
+
 class BatchBuilder:
     """Builds steps over a state table, and marks what they write.
 
@@ -147,6 +233,7 @@ class BatchBuilder:
     def __init__(self, table: StateTable, device: torch.device) -> None:
         self._table = table
         self._device = device
+        self._tokens = table.tokens.view(-1)
 
     def build(
         self, decoding: Sequence[ImageState], prefilling: Sequence[tuple[ImageState, int]]
@@ -157,131 +244,50 @@ class BatchBuilder:
             decoding: Images past their prompt.
             prefilling: Images in their prompt, with the number of prompt tokens to compute.
         """
-        samples = _Samples()
-        decode, prefill = _Lanes(), _Lanes()
+        layout = _Layout()
         for image in decoding:
-            _add_decode(image, decode, samples)
+            layout.add_decode(image)
+        num_decoding = len(layout.lanes)
         for image, count in prefilling:
-            _add_prefill(image, count, prefill, samples, offset=decode.size)
-        return self._assemble(decode, prefill, _pack(samples))
-
-    def _assemble(self, decode: _Lanes, prefill: _Lanes, samples: SampleBatch) -> StepBatch:
-        table, block_size = self._table, self._table.block_size
-        inputs = decode.positions + prefill.positions
-        counts = np.array([len(positions) for positions in inputs])
-        lane_of_input = np.repeat(decode.lanes + prefill.lanes, counts)
-        image_of_input = np.repeat(decode.images + prefill.images, counts)
-        lanes, positions = self._to_device(lane_of_input), self._to_device(np.concatenate(inputs))
-        sources = self._to_device(np.concatenate(decode.sources + prefill.sources))
-        orders = self._to_device(np.concatenate(decode.orders + prefill.orders))
-        for lane, forgotten in decode.forgotten:
-            table.orders[lane, self._to_device(forgotten)] = UNWRITTEN
-        table.orders[lanes, positions] = orders
-        blocks = table.block_table[lanes, positions // block_size]
+            layout.add_prefill(image, count)
+        table = self._table
+        positions = self._to_device(_join(layout.positions))
+        limits = self._to_device(_join(layout.limits))
+        self._mark(layout, positions, limits)
+        starts = np.zeros(len(layout.counts) + 1, dtype=np.int64)
+        np.cumsum(layout.counts, out=starts[1:])
         return StepBatch(
-            input_ids=table.tokens[self._to_device(image_of_input), sources],
+            input_ids=self._tokens.index_select(0, self._to_device(_join(layout.sources))),
             positions=positions,
             attention=AttentionInputs(
                 positions=positions,
-                limits=orders,
-                slot_mapping=blocks * block_size + positions % block_size,
-                lanes=np.array(decode.lanes + prefill.lanes),
-                lane_starts=np.concatenate([[0], np.cumsum(counts)]),
-                last_positions=np.array([int(positions[-1]) for positions in inputs]),
-                num_decoding=len(decode.lanes),
+                limits=limits,
+                slot_mapping=self._to_device(_join(layout.slots)),
+                lanes=np.array(layout.lanes),
+                lane_starts=starts,
+                last_positions=np.array([own[-1] for own in layout.positions]),
+                num_decoding=num_decoding,
                 orders=table.orders,
                 block_table=table.block_table,
-                block_size=block_size,
+                block_size=table.block_size,
             ),
-            samples=samples,
+            samples=layout.samples(),
         )
+
+    def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:
+        """Write the orders that the table does not have, once it has forgotten what it should."""
+        for lane, forgotten in layout.forgotten:
+            self._table.orders[lane, self._to_device(forgotten)] = UNWRITTEN
+        if layout.unordered:
+            inputs = self._to_device(_join(layout.unordered))
+            lanes = self._to_device(np.repeat(layout.lanes, layout.counts))
+            self._table.orders[lanes[inputs], positions[inputs]] = limits[inputs]
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def _add_decode(image: ImageState, lanes: _Lanes, samples: _Samples) -> None:
-    step = image.progress.step()
-    sources = step.sources + image.job.prompt_length
-    starts = [
-        lanes.add(image, number, step.positions + prompt, sources, step.orders)
-        for number, prompt in enumerate(image.job.lane_prompts)
-    ]
-    if len(step.forget):
-        lanes.forgotten += [
-            (image.lane(number), step.forget + prompt)
-            for number, prompt in enumerate(image.job.lane_prompts)
-        ]
-    if len(step.drafts):
-        assert image.verification is not None
-        entries, attempts = samples.drafts.setdefault(image.verification, ([], []))
-        entries.append(np.searchsorted(step.sampled, step.drafts) + samples.size)
-        attempts.append(step.attempts)
-    if len(step.sampled):
-        inputs = [step.sampled + start for start in starts]
-        _add_samples(image, inputs, step.targets[step.sampled], samples)
-
-
-def _add_prefill(
-    image: ImageState, count: int, lanes: _Lanes, samples: _Samples, offset: int
-) -> None:
-    """Add the next ``count`` prompt tokens of an image, whichever lanes they belong to.
-
-    With the last of them comes the image's first token: its logits stand at the last prompt
-    token of each lane, so one whose prompt ended in an earlier chunk feeds that token once more.
-    """
-    begin, end = image.prefilled, image.prefilled + count
-    last = end == image.job.prompt_length
-    first_of_lane = 0
-    final_inputs = []
-    for number, prompt in enumerate(image.job.lane_prompts):
-        low = max(begin - first_of_lane, 0)
-        high = min(end - first_of_lane, prompt)
-        if last:
-            low = min(low, prompt - 1)
-        if low < high:
-            positions = np.arange(low, high)
-            orders = np.zeros(len(positions), dtype=np.int32)
-            start = lanes.add(image, number, positions, positions + first_of_lane, orders)
-            final_inputs.append(np.array([offset + start + len(positions) - 1]))
-        first_of_lane += prompt
-    image.prefilled = end
-    if last:
-        _add_samples(image, final_inputs, np.zeros(1, dtype=np.int64), samples)
-
-
-def _add_samples(
-    image: ImageState, inputs: list[IntArray], targets: IntArray, samples: _Samples
-) -> None:
-    """``inputs``: for each lane, the inputs whose logits predict ``targets``."""
-    grid = image.job.grid
-    samples.conditional.append(inputs[0])
-    samples.unconditional.append(inputs[1] if len(inputs) > 1 else np.full(len(targets), -1))
-    samples.images.append(image.index)
-    samples.targets.append(targets)
-    samples.grid_positions.append(targets // grid.stride * grid.columns + targets % grid.stride)
-    samples.prompts.append(image.job.prompt_length)
-    samples.size += len(targets)
-    samples.logprobs |= image.job.logprobs
-
-
-def _pack(samples: _Samples) -> SampleBatch:
-    if not samples.images:
-        none: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        return SampleBatch(none, none, none, none, none, none, {}, False)
-    counts = [len(targets) for targets in samples.targets]
-    unconditional = np.concatenate(samples.unconditional)
-    guided = np.flatnonzero(unconditional >= 0)
-    return SampleBatch(
-        conditional=np.concatenate(samples.conditional),
-        guided=guided,
-        unconditional=unconditional[guided],
-        images=np.repeat(samples.images, counts),
-        offsets=np.concatenate(samples.targets) + np.repeat(samples.prompts, counts),
-        grid_positions=np.concatenate(samples.grid_positions),
-        drafts={
-            verification: DraftBatch(np.concatenate(entries), np.concatenate(attempts))
-            for verification, (entries, attempts) in samples.drafts.items()
-        },
-        logprobs=samples.logprobs,
-    )
+def _join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else NO_INPUTS

@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.visibility import UNWRITTEN
 from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.params import ImageParams
 
@@ -47,6 +51,7 @@ class FixedWindow:
         grid, window: What it is for.
         num_steps: ``columns + (rows - 1) * window``.
         max_inputs: Inputs of the widest step.
+        orders: Step that first feeds each position.
     """
 
     verification = None
@@ -56,6 +61,7 @@ class FixedWindow:
         self.window = window
         self.num_steps = grid.num_steps(window)
         self._widths = self._count_inputs()
+        self.orders = self._first_steps()
         self._steps: list[Step | None] = [None] * self.num_steps  # filled as they are asked for
         self.max_inputs = max(self._widths)
 
@@ -90,6 +96,19 @@ class FixedWindow:
             # A row's last token is the proxy that opens the next.
             counts[1:] = [1] * (self.num_steps - 1)
         return counts
+
+    def _first_steps(self) -> NDArray[np.int32]:
+        """Token (i, j) is fed in the step after its own, before a row opens on its place or after.
+
+        The last token of the last row is fed by none, nor what comes behind it.
+        """
+        grid = self.grid
+        rows, columns = np.arange(grid.rows)[:, None], np.arange(grid.stride)
+        steps = np.broadcast_to(rows * self.window + columns + 1, (grid.rows, grid.stride)).copy()
+        # The position before the next row's first token is fed to open it.
+        steps[:, -1] = (rows[:, 0] + 1) * self.window
+        steps[-1, grid.columns - 1 :] = UNWRITTEN
+        return steps.astype(np.int32).ravel()
 
     def _make_step(self, step: int) -> Step:
         grid = self.grid

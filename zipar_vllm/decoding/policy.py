@@ -187,6 +187,15 @@ class Policy(Protocol):
         ...
 
     @property
+    def orders(self) -> NDArray[np.int32] | None:
+        """Order of every position, where steps do not depend on what is drawn, else None.
+
+        int32 ``[num_positions]``: the step that first feeds the position, ``UNWRITTEN`` where none
+        does. The images' orders then stand from their start, and no step has to write them.
+        """
+        ...
+
+    @property
     def verification(self) -> type[Verification] | None:
         """The class that decides on its drafts; None if it has none."""
         ...

@@ -29,13 +29,14 @@ class StepSampler:
         self._table = table
         self._vocabulary = vocabulary
         self._device = device
+        self._tokens = table.tokens.view(-1)
         self._verifications: dict[type[Verification], Verification] = {}
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
         """Sample a step's tokens.
 
         Args:
-            logits: float32 ``[conditional + unconditional, num_codes]``, in the batch's order.
+            logits: float32 ``[inputs, num_codes]``, of the batch's inputs.
             batch: What is sampled.
 
         Returns:
@@ -47,29 +48,44 @@ class StepSampler:
             guided = self._to_device(batch.guided)
             scale = self._to_device(options["guidance_scale"][batch.images[batch.guided]])
             logits[guided] = guide(logits[guided], unconditional, scale)
-        of_tokens = {name: options[name][batch.images] for name in OPTION_DTYPES}
-        sampling = SamplingBatch.of(of_tokens, batch.grid_positions, self._device)
-        codes = sampling.sample(logits)
-        images, offsets = self._to_device(batch.images), self._to_device(batch.offsets)
         accepted: dict[int, Sequence[bool]] = {}
-        for kind, drafts in batch.drafts.items():
-            index = self._to_device(drafts.entries)
-            previous = self._vocabulary.codes(self._table.tokens[images[index], offsets[index]])
-            codes[index], verdicts = self._verification(kind).verify(
-                Drafts(
-                    images=images[index],
-                    logits=logits[index],
-                    drawn=codes[index],
-                    previous=previous,
-                    attempts=drafts.attempts,
-                    sampling=sampling[index],
-                )
-            )
-            accepted |= _by_image(batch, drafts, verdicts)
-        self._table.tokens[images, offsets] = self._vocabulary.ids(codes)
+        if batch.flags.all_greedy and not batch.drafts:
+            codes = logits.argmax(dim=-1)
+        else:
+            of_tokens = {name: options[name][batch.images] for name in OPTION_DTYPES}
+            sampling = SamplingBatch.of(of_tokens, batch.grid_positions, self._device, batch.flags)
+            codes = sampling.sample(logits)
+            for kind, drafts in batch.drafts.items():
+                accepted |= self._verify(kind, drafts, batch, logits, codes, sampling)
+        tokens = self._to_device(batch.tokens)
+        self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))
         if batch.logprobs and self._table.scores is not None:
-            self._table.scores[images, offsets] = score(logits, codes)
+            self._table.scores.view(-1, 2).index_copy_(0, tokens, score(logits, codes))
         return accepted
+
+    def _verify(
+        self,
+        kind: type[Verification],
+        drafts: DraftBatch,
+        batch: SampleBatch,
+        logits: torch.Tensor,
+        codes: torch.Tensor,
+        sampling: SamplingBatch,
+    ) -> dict[int, Sequence[bool]]:
+        """Have some drafts decided on; their codes are changed in place."""
+        index = self._to_device(drafts.entries)
+        previous = self._tokens[self._to_device(batch.tokens[drafts.entries])]
+        codes[index], verdicts = self._verification(kind).verify(
+            Drafts(
+                images=self._to_device(batch.images[drafts.entries]),
+                logits=logits[index],
+                drawn=codes[index],
+                previous=self._vocabulary.codes(previous),
+                attempts=drafts.attempts,
+                sampling=sampling[index],
+            )
+        )
+        return _by_image(batch, drafts, verdicts)
 
     def _verification(self, kind: type[Verification]) -> Verification:
         """The one object of a kind; made when an image first needs it."""

@@ -1,20 +1,22 @@
-"""Device state of running images: their tokens, what is known, where their blocks lie."""
+"""State of running images: their tokens, what counts as known, where their keys lie."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.core.sampling import OPTION_DTYPES
+from zipar_vllm.core.grid import Grid
+from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingFlags
 from zipar_vllm.core.visibility import UNWRITTEN
 from zipar_vllm.core.vocabulary import Vocabulary
 
 from .job import ImageJob
-from .policy import Progress, Verification
+from .policy import IntArray, Progress, Verification
 
 MAX_LANES = 2
 
@@ -28,6 +30,11 @@ class ImageState:
         job: What it decodes.
         progress: Where its policy stands.
         verification: Decides on its drafts, if its policy makes any.
+        has_orders: Whether the orders of all its positions are in the table from the start.
+        flags: What its sampling asks for.
+        first_token: Where its row of tokens begins among all rows, one after the other.
+        slots: KV slot of every position, by lane.
+        grid_positions: Place in the grid of every position of the picture.
         prefilled: Prompt tokens computed so far, over all lanes.
         released: Rows handed to vLLM so far.
     """
@@ -36,6 +43,11 @@ class ImageState:
     job: ImageJob
     progress: Progress
     verification: type[Verification] | None
+    has_orders: bool
+    flags: SamplingFlags
+    first_token: int
+    slots: tuple[IntArray, ...]
+    grid_positions: IntArray
     prefilled: int = 0
     released: int = 0
 
@@ -50,7 +62,7 @@ class ImageState:
 
 
 class StateTable:
-    """State of fixed size for up to ``max_images`` images, on the model's device.
+    """State of fixed size for up to ``max_images`` images; tensors are on the model's device.
 
     Attributes:
         tokens: int64 ``[max_images, max_tokens]``: an image's prompts, then its picture.
@@ -78,9 +90,8 @@ class StateTable:
         self.max_images = max_images
         self.block_size = block_size
         max_blocks = -(-max_tokens // block_size)
-        lanes = max_images * MAX_LANES
+        lanes, slots = max_images * MAX_LANES, max_blocks * block_size
         self.tokens = torch.zeros(max_images, max_tokens, dtype=torch.int64, device=device)
-        slots = max_blocks * block_size
         self.orders = torch.full((lanes, slots), UNWRITTEN, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
         self.scores: torch.Tensor | None = None
@@ -97,21 +108,42 @@ class StateTable:
 
     def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
         """Take in an image with its concatenated prompts and its KV blocks, lane after lane."""
-        policy = job.policy
-        image = ImageState(self._free.pop(), job, policy.start(), policy.verification)
+        index, policy = self._free.pop(), job.policy
+        for name, values in self.options.items():
+            values[index] = getattr(job.params, name)
+        own_options = {name: self.options[name][index : index + 1] for name in OPTION_DTYPES}
+        lanes = self._split(job, blocks)
+        image = ImageState(
+            index=index,
+            job=job,
+            progress=policy.start(),
+            verification=policy.verification,
+            has_orders=policy.orders is not None,
+            flags=SamplingFlags.of(own_options),
+            first_token=index * self.tokens.shape[1],
+            slots=tuple(self._slots(own) for own in lanes),
+            grid_positions=_grid_positions(job.grid),
+        )
         self._images[request_id] = image
         self._set_tokens(image, prompt)
-        self._set_lanes(image, blocks)
+        self._set_lanes(image, lanes, policy.orders)
         if job.logprobs:
             self._set_scores(image)
-        for name, values in self.options.items():
-            values[image.index] = getattr(job.params, name)
 
     def remove(self, request_id: str) -> None:
         """Forget an image; unknown ids are ignored (an image may end before it started)."""
         image = self._images.pop(request_id, None)
         if image is not None:
             self._free.append(image.index)
+
+    def _split(self, job: ImageJob, blocks: list[int]) -> list[IntArray]:
+        """The image's blocks by lane."""
+        counts = job.lane_blocks(self.block_size)
+        return np.split(np.array(blocks, dtype=np.int64), np.cumsum(counts)[:-1])
+
+    def _slots(self, blocks: IntArray) -> IntArray:
+        """The KV slots of a lane's positions."""
+        return (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
 
     def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
         grid, length = image.job.grid, len(prompt)
@@ -121,6 +153,26 @@ class StateTable:
             rows = picture.view(grid.rows, grid.stride)
             rows[:, grid.columns] = self._vocabulary.row_terminator
 
+    def _set_lanes(
+        self, image: ImageState, lanes: list[IntArray], orders: NDArray[np.int32] | None
+    ) -> None:
+        """Orders of prompt and picture may stand before their keys do.
+
+        A prompt's keys are computed in raster order, and a key of the picture in the step that is
+        its order, so that no query whose limit reaches it comes before it is there.
+        """
+        for number, (own, prompt) in enumerate(zip(lanes, image.job.lane_prompts, strict=True)):
+            lane = image.lane(number)
+            self.orders[lane] = UNWRITTEN
+            self.orders[lane, :prompt] = 0
+            if orders is not None:
+                picture = self.orders[lane, prompt : prompt + len(orders)]
+                picture.copy_(torch.from_numpy(orders))
+            blocks = torch.from_numpy(own)
+            self.block_table[lane, : len(blocks)] = blocks.to(self._device)
+            # Blocks past the lane's end are gathered too, and masked: any valid one will do.
+            self.block_table[lane, len(blocks) :] = int(blocks[0])
+
     def _set_scores(self, image: ImageState) -> None:
         """A token that is not sampled, as a terminator, is certain."""
         if self.scores is None:
@@ -128,14 +180,9 @@ class StateTable:
         self.scores[image.index, :, 0] = 0
         self.scores[image.index, :, 1] = 1
 
-    def _set_lanes(self, image: ImageState, blocks: list[int]) -> None:
-        start = 0
-        for number, count in enumerate(image.job.lane_blocks(self.block_size)):
-            lane = image.lane(number)
-            self.orders[lane] = UNWRITTEN
-            self.block_table[lane, :count] = torch.tensor(
-                blocks[start : start + count], device=self._device
-            )
-            # Blocks past the lane's end are gathered too, and masked: any valid one will do.
-            self.block_table[lane, count:] = blocks[start]
-            start += count
+
+@lru_cache(maxsize=64)
+def _grid_positions(grid: Grid) -> IntArray:
+    """``row * columns + column`` of every position; a terminator's is never asked for."""
+    positions = np.arange(grid.num_positions)
+    return positions // grid.stride * grid.columns + positions % grid.stride
