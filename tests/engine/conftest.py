@@ -109,7 +109,7 @@ class Engine:
 
 
 def start_engine(path: Path, **overrides: Any) -> Engine:
-    """An in-process engine over the model in ``path``."""
+    """An in-process engine over the model in ``path``, which plans one forward pass at a time."""
     from vllm import LLM
 
     from zipar_vllm.engine.arguments import engine_arguments
@@ -129,6 +129,7 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
     with patch.dict(os.environ, VLLM_ENABLE_V1_MULTIPROCESSING="0"):
         engine = Engine(path, LLM(**engine_arguments(path, **arguments | overrides)))
     os.sched_setaffinity(0, allowed)
+    engine.scheduler.burst_seconds = 0.0
     return engine
 
 

@@ -123,3 +123,54 @@ def test_long_prompts_are_computed_beside_running_images(small: Engine) -> None:
         Line("", "a", 1, {"b": 1}),
         Line("", "", 0, {"a": 1, "b": 1}),
     ]
+
+
+def test_passes_are_planned_at_once_while_nothing_can_happen_between_them(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """a: 3 rows x 6 columns, window 2, ten steps; b: raster order over 1 x 4, four steps.
+
+    The prefills are a pass of their own; then b has three steps left, and of the six that a has
+    left after them all are planned at once.
+    """
+    monkeypatch.setattr(small.scheduler, "burst_seconds", 3600.0)
+    images = {
+        "a": make_image(True, 3, 6, prompt=[1, 2], window=2),
+        "b": make_image(True, 1, 4, prompt=[1, 2]),
+    }
+    assert take_steps(small, images) == [
+        Line("", "ab", 2, {}),
+        Line("", "a", 1, {"b": 1}),
+        Line("", "", 0, {"a": 3, "b": 1}),
+    ]
+    assert {name: small.outputs[name].steps for name in "ab"} == {"a": 10, "b": 4}
+
+
+def test_never_more_passes_than_the_time_allows(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes longer than a microsecond."""
+    monkeypatch.setattr(small.scheduler, "burst_seconds", 1e-6)
+    assert len(take_steps(small, {"a": make_image(True, 1, 6, prompt=[1, 2])})) == 6
+
+
+def test_an_image_whose_steps_depend_on_its_draws_takes_one_at_a_time(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small.scheduler, "burst_seconds", 3600.0)
+    image = make_image(True, 2, 6, prompt=[1, 2], window=2, policy="adaptive_window")
+    lines = take_steps(small, {"a": image})
+    assert len(lines) == small.outputs["a"].steps
+
+
+def test_planning_ahead_changes_no_token(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of several lengths, of which some wait for others."""
+    images = {
+        name: make_image(True, rows, 6, prompt=[1, 2], window=window, temperature=1.0, seed=rows)
+        for name, rows, window in (("a", 8, 1), ("b", 3, 6), ("c", 5, 2), ("d", 2, 3))
+    }
+    take_steps(small, images)
+    one_by_one = {name: small.outputs[name] for name in images}
+    monkeypatch.setattr(small.scheduler, "burst_seconds", 3600.0)
+    assert len(take_steps(small, images)) < 20
+    assert {name: small.outputs[name] for name in images} == one_by_one

@@ -23,7 +23,7 @@ def carrier(stats: ImageStats | None = None, **sent: int) -> SimpleNamespace:
 
 
 def test_statistics_arrive_and_those_of_others_are_left_alone() -> None:
-    stats = ImageStats(tokens=12, rows=4, guidance_lanes=1)
+    stats = ImageStats(tokens=12, passes=3, rows=4, guidance_lanes=1)
     assert get_stats(carrier(stats)) == stats
     assert get_stats(carrier()) is None
     assert get_stats(carrier(adapter=3)) is None
@@ -36,9 +36,9 @@ def test_a_step_reaches_prometheus() -> None:
     logger = ImageStatLogger(None, 7)
     logger.record(None, None)
     logger.record(carrier(), None)
-    for stats in (ImageStats(12, 4, 1), ImageStats(0, 0, 0)):
+    for stats in (ImageStats(12, 3, 4, 1), ImageStats(0, 0, 0, 0)):
         logger.record(carrier(stats), None)
-    assert value("zipar:tokens_per_step_count") == 1  # a step without tokens is none
+    assert value("zipar:tokens_per_step_count") == 3  # a pass without tokens is none
     assert value("zipar:tokens_per_step_sum") == 12
     assert value("zipar:rows_active") == 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class StepModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Rows of an image that a step completed: a range of its row of tokens.
+    """Rows of an image that were completed: a range of its row of tokens.
 
     Attributes:
         request: Place of the image among those of the step.
@@ -49,11 +49,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came out of a step.
+    """What came out of a step, or of several.
 
     Attributes:
         releases: Completed rows; most steps of most images complete none.
-        num_sampled: Tokens the step sampled.
+        num_sampled: Tokens sampled.
         num_active_rows: Rows that the next step samples a token of.
     """
 
@@ -109,34 +109,31 @@ class ImageDecoder:
         self.table.remove(request_id)
 
     @torch.inference_mode()
-    def step(self, scheduled: Mapping[str, int], model: StepModel) -> StepResult:
-        """Take one step.
+    def step(self, scheduled: Mapping[str, int], model: StepModel, passes: int = 1) -> StepResult:
+        """Take a step of some images, or several steps of images past their prompts.
 
         Args:
             scheduled: The images of the step; of those in their prompt, how many of its tokens to
                 compute.
             model: Runs it.
+            passes: Steps to take; 1 if any of the images is in its prompt.
         """
         images = [self.table[request_id] for request_id in scheduled]
+        num_sampled = sum(self._step(images, scheduled.values(), model) for _ in range(passes))
+        return self._result(images, num_sampled)
+
+    def _step(self, images: list[ImageState], counts: Iterable[int], model: StepModel) -> int:
+        """Take one step; the number of tokens it sampled."""
         decoding: list[ImageState] = []
         prefilling: list[tuple[ImageState, int]] = []
-        for image, count in zip(images, scheduled.values(), strict=True):
+        for image, count in zip(images, counts, strict=True):
             if not image.is_prefilled:
                 prefilling.append((image, count))
             # Scheduling ahead, vLLM asks once more before it hears that an image is complete.
             elif not image.progress.finished:
                 decoding.append(image)
-        num_sampled = 0
-        if decoding or prefilling:
-            num_sampled = self._run(decoding, prefilling, model)
-        return self._result(images, num_sampled)
-
-    def _run(
-        self,
-        decoding: list[ImageState],
-        prefilling: list[tuple[ImageState, int]],
-        model: StepModel,
-    ) -> int:
+        if not decoding and not prefilling:
+            return 0
         with self.times.measure("prepare"):
             batch = self._batches.build(decoding, prefilling)
         with self.times.measure("forward"):

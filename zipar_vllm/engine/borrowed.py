@@ -17,15 +17,17 @@ _STEPS = "zipar_steps"
 
 @dataclass(frozen=True, slots=True)
 class ImageStats:
-    """A step's statistics.
+    """What the engine did since the last statistics, and does now.
 
     Attributes:
-        tokens: Tokens sampled in the step.
-        rows: Rows in progress after it.
-        guidance_lanes: Images under guidance after it.
+        tokens: Tokens sampled.
+        passes: Forward passes that sampled them.
+        rows: Rows in progress now.
+        guidance_lanes: Images under guidance now.
     """
 
     tokens: int
+    passes: int
     rows: int
     guidance_lanes: int
 

@@ -18,24 +18,26 @@ from .vllm_api import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput, 
 
 @dataclass
 class ImageSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
-    """A step's schedule.
+    """What is to be done next, by one forward pass or several.
 
     Attributes:
         new_jobs: By request id, the images that the runner hears of for the first time.
-        stepping: Ids of the images past their prompts, for which this pass counts as a step.
+        stepping: Ids of the images past their prompts, for which each pass counts as a step.
+        passes: Forward passes, 1 or more; 1 where a prompt is computed.
     """
 
     new_jobs: Mapping[str, ImageJob] = field(default_factory=dict)
     stepping: list[str] = field(default_factory=list)
+    passes: int = 1
 
 
 @dataclass
 class ImageRunnerOutput(ModelRunnerOutput):  # type: ignore[misc]
-    """A step's output, with what only the runner knows.
+    """What came out of the passes, with what only the runner knows.
 
     Attributes:
-        num_sampled: Tokens the step sampled, of all images.
-        num_active_rows: Rows that the next step samples a token of, of all images.
+        num_sampled: Tokens they sampled, of all images.
+        num_active_rows: Rows that the next pass samples a token of, of all images.
     """
 
     num_sampled: int = 0
@@ -43,11 +45,11 @@ class ImageRunnerOutput(ModelRunnerOutput):  # type: ignore[misc]
 
 
 class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
-    """A step's released tokens on their way to the host.
+    """Released tokens on their way to the host.
 
     Args:
-        request_ids: The step's requests, in order.
-        result: What came out of the step.
+        request_ids: The requests that took part, in order.
+        result: What came out of the passes.
         table: The running images.
     """
 

@@ -65,7 +65,7 @@ class ImageModelRunner(UnusedRunnerMethods):
     def execute_model(
         self, scheduler_output: ImageSchedulerOutput, intermediate_tensors: Any = None
     ) -> ModelRunnerOutput | None:
-        """Take one step: update the running images, forward, sample, release complete rows.
+        """Take a step or several: update the images, forward, sample, release complete rows.
 
         With asynchronous scheduling vLLM fetches the output by :meth:`sample_tokens`.
         """
@@ -78,7 +78,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         scheduled = scheduler_output.num_scheduled_tokens
         if not scheduled:
             return ImageRunnerOutput(req_ids=[], req_id_to_index={})
-        result = self.decoder.step(scheduled, self)
+        result = self.decoder.step(scheduled, self, scheduler_output.passes)
         output = StepOutput(list(scheduled), result, self.decoder.table)
         if not self._async:
             return output.get_output()

@@ -7,6 +7,7 @@ ordinary request that computes one token per step; what that step really feeds i
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from zipar_vllm.decoding.job import ImageJob
@@ -21,6 +22,10 @@ from .request import read_job
 from .vllm_api import AsyncScheduler, Request, SchedulerOutput, SchedulerStats
 
 logger = logging.getLogger(__name__)
+
+MAX_PASSES = 8
+BURST_SECONDS = 0.02
+"""How long a new image may have to wait for passes that were planned at once, roughly."""
 
 
 class _Running:
@@ -46,6 +51,12 @@ class _Running:
             return 1
         return self.job.num_lanes * self._policy.width(self.next_step)
 
+    def steps_ahead(self) -> int:
+        """Steps, 1 or more, that may be planned before the result of any is known."""
+        if self.next_step == 0 or self._policy.num_steps is None:
+            return 1
+        return max(1, self._policy.num_steps - self.next_step)
+
     def is_scheduled(self) -> bool:
         """Whether its last step is known and was scheduled."""
         return self.next_step == self._policy.num_steps
@@ -57,6 +68,10 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     Built on the asynchronous one because the steps of a policy may not depend on sampled tokens;
     where vLLM schedules synchronously (on CPU) it works the same. Where they do depend on them, the
     runner finds out when the image is complete, and here such an image is as wide as it can be.
+
+    A small model's forward pass takes no longer than planning it and telling of it. Where vLLM does
+    these one after the other, so synchronously, several passes are planned at once, as many as all
+    running images are sure to take and ``burst_seconds`` allow.
     """
 
     max_num_scheduled_tokens: int
@@ -69,8 +84,14 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._images: dict[str, _Running] = {}
         self._stepping: list[str] = []
         self._sampled = 0  # tokens, since the last statistics
+        self._sampling_passes = 0
         self._active_rows = 0
         self._token_budget = self.max_num_scheduled_tokens
+        is_asynchronous = vllm_config.scheduler_config.async_scheduling
+        self.burst_seconds = 0.0 if is_asynchronous else BURST_SECONDS
+        self._passes = 1
+        self._pass_seconds = float("inf")  # until the first one is measured
+        self._planned_at = 0.0
         self.kv_cache_manager = ImageKVCacheManager(
             self.kv_cache_manager, self._num_blocks, self._may_start
         )
@@ -89,7 +110,10 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._images[request.request_id] = _Running(job)
 
     def schedule(self, throttle_prefills: bool = False) -> ImageSchedulerOutput:
-        """Plan one forward pass: a step of every running image, and prompts where they fit."""
+        """Plan a forward pass: a step of every running image, and prompts where they fit.
+
+        Or several, in which all images that take part take their steps and nothing else happens.
+        """
         # vLLM counts one token for each running image; the rest of their inputs come off the
         # budget beforehand, so that prompts never push a pass over it.
         running = (self._images[request.request_id] for request in self.running)
@@ -98,31 +122,47 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         output = super().schedule(throttle_prefills)
         new = [request.req_id for request in output.scheduled_new_reqs]
         jobs = {request_id: self._images[request_id].job for request_id in new}
-        return ImageSchedulerOutput(**vars(output), new_jobs=jobs, stepping=self._stepping)
+        self._planned_at = time.perf_counter()
+        return ImageSchedulerOutput(
+            **vars(output), new_jobs=jobs, stepping=self._stepping, passes=self._passes
+        )
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
+        self._passes = self._count_passes(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
             if request.is_prefill_chunk:
                 continue
             image = self._images[request_id]
-            image.next_step += 1
+            image.next_step += self._passes
             self._stepping.append(request_id)
             if image.is_scheduled():
                 # Without a placeholder vLLM stops scheduling the request.
                 request.num_output_placeholders -= 1
 
+    def _count_passes(self, scheduler_output: SchedulerOutput) -> int:
+        """Passes to plan at once, so that no image waits for another longer than it would."""
+        passes = min(MAX_PASSES, int(self.burst_seconds / self._pass_seconds))
+        for request_id in scheduler_output.num_scheduled_tokens:
+            if passes <= 1 or self.requests[request_id].is_prefill_chunk:
+                return 1
+            passes = min(passes, self._images[request_id].steps_ahead())
+        return max(1, passes)
+
     def update_from_output(
         self, scheduler_output: ImageSchedulerOutput, model_runner_output: ImageRunnerOutput
     ) -> Any:
-        """Take in a step's result."""
+        """Take in the result of what was planned."""
+        self._pass_seconds = (time.perf_counter() - self._planned_at) / scheduler_output.passes
         self._sampled += model_runner_output.num_sampled
+        if model_runner_output.num_sampled:
+            self._sampling_passes += scheduler_output.passes
         self._active_rows = model_runner_output.num_active_rows
         for request_id in scheduler_output.stepping:
             image = self._images.get(request_id)  # None: over, or aborted, meanwhile
             if image is not None:
-                image.steps_taken += 1
+                image.steps_taken += scheduler_output.passes
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_request_with_output(
@@ -158,11 +198,12 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
                 stats,
                 ImageStats(
                     tokens=self._sampled,
+                    passes=self._sampling_passes,
                     rows=self._active_rows if images else 0,
                     guidance_lanes=sum(image.job.num_lanes - 1 for image in images),
                 ),
             )
-        self._sampled = 0
+        self._sampled = self._sampling_passes = 0
         return stats  # type: ignore[no-any-return]
 
     def _num_blocks(self, request: Request) -> int:
