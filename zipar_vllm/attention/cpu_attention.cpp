@@ -10,9 +10,21 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
-constexpr int kVector = 16;
+// Numbers in a vector, no more than a register holds: of wider ones compilers make single numbers
+// where they compare or choose. And how many registers there are.
+#if defined(__AVX512F__)
+constexpr int kVector = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kVector = 8, kRegisters = 16;
+#else
+constexpr int kVector = 4, kRegisters = 32;
+#endif
 constexpr int kMaxRows = 8;        // queries that share one pass over a lane's keys
 constexpr int kMaxHeadSize = 256;
 constexpr int kMaxBlock = 256;
@@ -33,10 +45,17 @@ inline Floats load(const float* p) {
 }
 
 inline Floats load(const BFloat16* p) {
+#if defined(__AVX512F__)  // one instruction, of which gcc 12 makes five
+  const Ints wide = (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#else
   Halves h;
   std::memcpy(&h, p, sizeof h);
-  return (Floats)(__builtin_convertvector(h, Ints) << 16);
+  const Ints wide = __builtin_convertvector(h, Ints);
+#endif
+  return (Floats)(wide << 16);
 }
+
+inline void store(Floats v, float* p) { std::memcpy(p, &v, sizeof v); }
 
 inline float widen(float v) { return v; }
 
@@ -105,6 +124,34 @@ struct Sight {
   int32_t limit;
 };
 
+// Vectors to sum up side by side, so that no multiply-add waits for the one before it: as many as
+// have room in the registers, times `rows`, beside what is multiplied.
+constexpr int unroll(int rows) {
+  return 4 * rows + 5 <= kRegisters ? 4 : 2 * rows + 3 <= kRegisters ? 2 : 1;
+}
+
+// sums[r][first + i] += sum over k < depth of factors[r * row_stride + k] * matrix[k][first + i],
+// for i in whole groups of `Unroll` vectors up to `width`, then of half as many.
+template <int Rows, int Unroll, typename T, int Width>
+inline void multiply_add(const float* factors, int64_t row_stride, const T* matrix, int64_t depth,
+                         int64_t width, int64_t first, float (*sums)[Width]) {
+  for (; first + Unroll * kVector <= width; first += Unroll * kVector) {
+    Floats sum[Rows][Unroll];
+    for (int r = 0; r < Rows; ++r)
+      for (int u = 0; u < Unroll; ++u) sum[r][u] = load(&sums[r][first + u * kVector]);
+    for (int64_t k = 0; k < depth; ++k) {
+      Floats column[Unroll];
+      for (int u = 0; u < Unroll; ++u) column[u] = load(matrix + k * width + first + u * kVector);
+      for (int r = 0; r < Rows; ++r)
+        for (int u = 0; u < Unroll; ++u) sum[r][u] += column[u] * factors[r * row_stride + k];
+    }
+    for (int r = 0; r < Rows; ++r)
+      for (int u = 0; u < Unroll; ++u) store(sum[r][u], &sums[r][first + u * kVector]);
+  }
+  if constexpr (Unroll > 1)
+    multiply_add<Rows, Unroll / 2>(factors, row_stride, matrix, depth, width, first, sums);
+}
+
 // Attention of `Rows` queries of one lane and key head.
 template <typename T, int Rows>
 void attend_rows(const float* query, const Sight* sights, const T* cache, int64_t block_stride,
@@ -125,52 +172,35 @@ void attend_rows(const float* query, const Sight* sights, const T* cache, int64_
     const T* keys = cache + blocks[first / block_size] * block_stride + head_offset;
     const T* values = keys + size * block_size;
     float scores[Rows][kMaxBlock];
-    float best[Rows];
-    for (int r = 0; r < Rows; ++r) best[r] = top[r];
-
-    for (int64_t s = 0; s < block_size; s += kVector) {
-      Floats score[Rows] = {};
-      for (int64_t d = 0; d < size; ++d) {
-        const Floats key = load(keys + d * block_size + s);
-        for (int r = 0; r < Rows; ++r) score[r] += key * query[r * size + d];
-      }
-      const Ints order = load(orders + first + s);
-      for (int r = 0; r < Rows; ++r) {
-        const int32_t end = int32_t(sights[r].position - first - s);
-        const Ints visible = (order <= (Ints{} + sights[r].limit)) & (slot_index <= (Ints{} + end));
-        score[r] = visible ? score[r] : splat(kMasked);
-        std::memcpy(&scores[r][s], &score[r], sizeof(Floats));
-        const float highest = maximum(score[r]);
-        best[r] = highest > best[r] ? highest : best[r];
-      }
-    }
+    for (int r = 0; r < Rows; ++r) std::memset(scores[r], 0, block_size * sizeof(float));
+    multiply_add<Rows, unroll(Rows)>(query, size, keys, size, block_size, 0, scores);
 
     for (int r = 0; r < Rows; ++r) {
-      const float shrink = exponential(splat(top[r] - best[r]))[0];
-      top[r] = best[r];
+      Floats highest = splat(top[r]);
+      for (int64_t s = 0; s < block_size; s += kVector) {
+        const Ints order = load(orders + first + s);
+        const int32_t end = int32_t(sights[r].position - first - s);
+        const Ints visible = (order <= (Ints{} + sights[r].limit)) & (slot_index <= (Ints{} + end));
+        const Floats score = visible ? load(&scores[r][s]) : splat(kMasked);
+        store(score, &scores[r][s]);
+        highest = score > highest ? score : highest;
+      }
+      const float best = maximum(highest);
+      const float shrink = exponential(splat(top[r] - best))[0];
+      top[r] = best;
       Floats total{};
       for (int64_t s = 0; s < block_size; s += kVector) {
         const Floats score = load(&scores[r][s]);
-        const Floats p = score > splat(kMasked) ? exponential(score - best[r]) : Floats{};
-        std::memcpy(&scores[r][s], &p, sizeof p);
+        const Floats p = score > splat(kMasked) ? exponential(score - best) : Floats{};
+        store(p, &scores[r][s]);
         total += p;
       }
       weight[r] = weight[r] * shrink + sum(total);
-      for (int64_t d = 0; d < size; d += kVector) {
-        const Floats kept = load(&accumulated[r][d]) * shrink;
-        std::memcpy(&accumulated[r][d], &kept, sizeof kept);
-      }
+      for (int64_t d = 0; d < size; d += kVector)
+        store(load(&accumulated[r][d]) * shrink, &accumulated[r][d]);
     }
-
-    for (int64_t d = 0; d < size; d += kVector) {
-      Floats out[Rows];
-      for (int r = 0; r < Rows; ++r) out[r] = load(&accumulated[r][d]);
-      for (int64_t s = 0; s < block_size; ++s) {
-        const Floats value = load(values + s * size + d);
-        for (int r = 0; r < Rows; ++r) out[r] += value * scores[r][s];
-      }
-      for (int r = 0; r < Rows; ++r) std::memcpy(&accumulated[r][d], &out[r], sizeof(Floats));
-    }
+    multiply_add<Rows, unroll(Rows)>(&scores[0][0], kMaxBlock, values, block_size, size, 0,
+                                     accumulated);
   }
 
   for (int r = 0; r < Rows; ++r)
