@@ -21,7 +21,7 @@ from benchmarks.report import RESULTS, command_line, machine_name
 from server.options import ServerOptions
 from server.prepare import PreparedRequest, parse_request
 from server.service import ImageService
-from server.streaming import PartialSchedule
+from server.streaming import rows_of_partials
 from zipar_vllm.engine.arguments import engine_arguments
 from zipar_vllm.engine.client import ImageClient
 from zipar_vllm.models import DEMO_PATH
@@ -53,8 +53,8 @@ async def measure(engine: Any, service: ImageService, request: PreparedRequest) 
     await engine.collective_rpc("step_times")
 
     async def one(image: PreparedImage) -> None:
-        schedule = PartialSchedule(PARTIAL_IMAGES, image.grid.rows)
-        async for _ in service.stream(image, request, wants_partial=schedule):
+        partial_rows = rows_of_partials(PARTIAL_IMAGES, image.grid.rows)
+        async for _ in service.stream(image, request, partial_rows):
             pass
 
     await asyncio.gather(*map(one, request.images))

@@ -6,13 +6,14 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from zipar_vllm.models.base import ImageModel
 from zipar_vllm.params import ImageParams
 from zipar_vllm.prepare import ADAPTIVE, PreparedImage
+from zipar_vllm.progress import ImageProgress
 
 from . import metrics
 from .admission import Admission
@@ -95,7 +96,7 @@ class ImageService:
         self,
         image: PreparedImage,
         request: PreparedRequest,
-        wants_partial: Callable[[int], bool] = lambda complete_rows: False,
+        partial_rows: Sequence[int] = (),
     ) -> AsyncGenerator[RenderedImage, None]:
         """Decode one image; yields its first rows where wanted, then the whole one.
 
@@ -104,7 +105,8 @@ class ImageService:
         Args:
             image: One of the request's images.
             request: The request.
-            wants_partial: Asked with the number of complete rows each time it grows.
+            partial_rows: After which rows to show what there is, ascending. An engine that is
+                ahead of the pixels changes nothing about what is shown.
 
         Raises:
             DeadlineError, EngineUnavailableError, ImageTooLargeError: as :meth:`generate`.
@@ -118,20 +120,12 @@ class ImageService:
                 asyncio.timeout(limit) as deadline,
                 aclosing(self._engine.generate(name, image)) as progress,
             ):
+                due = list(partial_rows)
                 async for now in progress:
-                    whole = now.complete_rows == image.grid.rows
-                    if not now.finished and (whole or not wants_partial(now.complete_rows)):
-                        continue
-                    decoded = time.monotonic()
-                    file = await self._pixels.render(now.codes, image.grid, request.encoding)
-                    queued = now.queue_seconds or 0.0
-                    seconds = Seconds(
-                        queue=queued,
-                        decode=decoded - start - queued,
-                        pixels=time.monotonic() - decoded,
-                    )
-                    steps = now.steps or 0
-                    yield RenderedImage(file, image.params, now.complete_rows, steps, seconds)
+                    while due and due[0] <= now.complete_rows:
+                        yield await self._render(now, due.pop(0), image, request, start)
+                    if now.finished:
+                        yield await self._render(now, image.grid.rows, image, request, start)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.images_failed.labels("abandoned").inc()
             raise
@@ -144,6 +138,23 @@ class ImageService:
         metrics.image_seconds.labels(image.size).observe(time.monotonic() - start)
         metrics.image_steps.observe(now.steps or 0)
         metrics.queue_seconds.observe(now.queue_seconds or 0.0)
+
+    async def _render(
+        self,
+        now: ImageProgress,
+        rows: int,
+        image: PreparedImage,
+        request: PreparedRequest,
+        start: float,
+    ) -> RenderedImage:
+        decoded = time.monotonic()
+        codes = now.codes[: rows * image.grid.columns]
+        file = await self._pixels.render(codes, image.grid, request.encoding)
+        queued = now.queue_seconds or 0.0
+        seconds = Seconds(
+            queue=queued, decode=decoded - start - queued, pixels=time.monotonic() - decoded
+        )
+        return RenderedImage(file, image.params, rows, now.steps or 0, seconds)
 
     async def _data(
         self, image: RenderedImage, request: PreparedRequest, base_url: str

@@ -28,19 +28,13 @@ KEEP_ALIVE = ": keep-alive\n\n"
 _END = object()
 
 
-class PartialSchedule:
-    """Spreads ``count`` partial images evenly over ``rows``.
+def rows_of_partials(count: int, rows: int) -> list[int]:
+    """How many rows each of ``count`` partial images shows, spread evenly over ``rows``.
 
-    Called with the number of complete rows; says whether a partial is due, at most once each.
+    A grid of few rows has fewer partial images.
     """
-
-    def __init__(self, count: int, rows: int) -> None:
-        self._due = [rows * (k + 1) // (count + 1) for k in range(count)]
-
-    def __call__(self, complete_rows: int) -> bool:
-        reached = [due for due in self._due if due <= complete_rows]
-        self._due = self._due[len(reached) :]
-        return bool(reached)
+    shown = {rows * (k + 1) // (count + 1) for k in range(count)}
+    return sorted(shown - {0, rows})
 
 
 class EventStream(StreamingResponse):
@@ -91,11 +85,11 @@ async def stream_events(
         record: Told how the stream ended.
     """
     image = request.images[0]
-    schedule = PartialSchedule(partial_images, image.grid.rows)
+    partial_rows = rows_of_partials(partial_images, image.grid.rows)
     index, began = 0, False
     try:
         async with (
-            aclosing(service.stream(image, request, wants_partial=schedule)) as stream,
+            aclosing(service.stream(image, request, partial_rows)) as stream,
             aclosing(with_keep_alive(stream)) as items,
         ):
             async for rendered in items:

@@ -47,7 +47,10 @@ class FakeModel:
 
 @dataclass
 class FakeEngine:
-    """Finishes a row per step; ``gate`` holds it before a row, ``error`` ends it there."""
+    """Finishes a row per step; ``gate`` holds it before a row, ``error`` ends it there.
+
+    It tells of every row, or of ``rows_at_once`` together.
+    """
 
     images: list[PreparedImage] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
@@ -55,6 +58,7 @@ class FakeEngine:
     hold_at: int | None = None
     error: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    rows_at_once: int = 1
     steps_taken: int = 0
     waiting: bool = False
 
@@ -73,6 +77,8 @@ class FakeEngine:
                     self.waiting = True
                     await self.gate.wait()
                 self.steps_taken += 1
+                if row % self.rows_at_once:
+                    continue
                 codes = [image.params.seed % 7] * (row * grid.columns)
                 last = row == grid.rows
                 yield ImageProgress(codes, row, last, 99 if last else None, 0.25)

@@ -19,7 +19,7 @@ from server.options import ServerOptions
 from server.pixels import NEUTRAL
 from server.schemas import ImageGenerationRequest
 from server.service import ImageService
-from server.streaming import PartialSchedule, stream_events, with_keep_alive
+from server.streaming import rows_of_partials, stream_events, with_keep_alive
 from tests.fakes import FakeEngine
 from zipar_vllm.errors import EngineUnavailableError
 
@@ -32,12 +32,13 @@ URL = "/v1/images/generations"
     ("count", "rows", "due"),
     [(0, 6, []), (1, 6, [3]), (2, 6, [2, 4]), (3, 24, [6, 12, 18]), (3, 2, [1])],
 )
-def test_schedule_spreads_evenly(count: int, rows: int, due: list[int]) -> None:
-    schedule = PartialSchedule(count, rows)
-    assert [row for row in range(1, rows) if schedule(row)] == due
+def test_partials_spread_evenly(count: int, rows: int, due: list[int]) -> None:
+    assert rows_of_partials(count, rows) == due
 
 
-async def test_events(openai: AsyncOpenAI) -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 3, 6])
+async def test_events(openai: AsyncOpenAI, engine: FakeEngine, rows_at_once: int) -> None:
+    engine.rows_at_once = rows_at_once  # an engine may be ahead of the pixels
     stream = await openai.images.generate(
         prompt="x", stream=True, partial_images=2, extra_body={"seed": 5}
     )
