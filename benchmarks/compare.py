@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 Key = tuple[int, int, bool]

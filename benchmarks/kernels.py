@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm.attention import cpu_attention
 from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel
 from zipar_vllm.attention.torch_attention import TorchAttention

@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from benchmarks.serving import (
     DEMO_MODEL,
     Metrics,

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import RESULTS, command_line, machine_name
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line
 from server.options import ServerOptions
 from server.prepare import PreparedRequest, parse_request
 from server.service import ImageService

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 
 PATH = "/v1/images/generations"
 PROMPTS = ("red apple", "house", "cat face", "sun", "pizza", "rocket", "owl", "a house, nearby")

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.report import RESULTS, command_line, machine_name, markdown_table, write_results
+from benchmarks.machine import machine_name
+from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm import GeneratedImage, ImageLLM
 from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.models.base import ImageModel
