@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .interface import AttentionInputs
@@ -29,11 +28,20 @@ VECTOR = 16
 
 @dataclass(frozen=True, slots=True)
 class CPUMetadata:
-    """Arrays of one step, kept alive while their addresses are in use."""
+    """A step as the kernel takes it: addresses, and the arrays that are there.
 
-    step: AttentionInputs
-    lane_blocks: np.ndarray[Any, np.dtype[np.int64]]
-    lane_orders: np.ndarray[Any, np.dtype[np.int64]]
+    Attributes:
+        inputs: Addresses of the slots, positions and limits of the inputs, and of the lanes' first
+            inputs.
+        num_lanes: Lanes of the step.
+        lanes: Addresses of the lanes' block tables and orders.
+        arrays: Kept alive while the addresses are in use.
+    """
+
+    inputs: tuple[int, int, int, int]
+    num_lanes: int
+    lanes: tuple[int, int]
+    arrays: tuple[object, ...]
 
 
 class CPUAttention:
@@ -45,10 +53,18 @@ class CPUAttention:
     def prepare(self, step: AttentionInputs) -> CPUMetadata:
         """Find the lanes' tables in memory."""
         blocks, orders = step.block_table, step.orders
+        lane_blocks = blocks.data_ptr() + step.lanes * (blocks.stride(0) * 8)
+        lane_orders = orders.data_ptr() + step.lanes * (orders.stride(0) * 4)
         return CPUMetadata(
-            step=step,
-            lane_blocks=blocks.data_ptr() + step.lanes * (blocks.stride(0) * 8),
-            lane_orders=orders.data_ptr() + step.lanes * (orders.stride(0) * 4),
+            inputs=(
+                step.slot_mapping.data_ptr(),
+                step.positions.data_ptr(),
+                step.limits.data_ptr(),
+                step.lane_starts.ctypes.data,
+            ),
+            num_lanes=len(step.lanes),
+            lanes=(lane_blocks.ctypes.data, lane_orders.ctypes.data),
+            arrays=(step, lane_blocks, lane_orders),
         )
 
     def run(
@@ -62,7 +78,6 @@ class CPUAttention:
         output: torch.Tensor,
     ) -> None:
         """Write this step's keys and values, then attend; see :class:`AttentionKernel`."""
-        step = metadata.step
         _, kv_heads, block_size, size = cache.shape
         self._attend(
             query.element_size(),
@@ -76,13 +91,9 @@ class CPUAttention:
             output.stride(0),
             cache.data_ptr(),
             cache.stride(0),
-            step.slot_mapping.data_ptr(),
-            step.positions.data_ptr(),
-            step.limits.data_ptr(),
-            step.lane_starts.ctypes.data,
-            len(step.lanes),
-            metadata.lane_blocks.ctypes.data,
-            metadata.lane_orders.ctypes.data,
+            *metadata.inputs,
+            metadata.num_lanes,
+            *metadata.lanes,
             scale,
             query.shape[1],
             kv_heads,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 
 from zipar_vllm.core.vocabulary import Vocabulary
 
-from .batch import BatchBuilder, SampleBatch, StepBatch
+from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
 from .sampler import StepSampler
 from .table import ImageState, StateTable
@@ -137,22 +137,21 @@ class ImageDecoder:
         with self.times.measure("prepare"):
             batch = self._batches.build(decoding, prefilling)
         with self.times.measure("forward"):
-            hidden = model.forward(batch)
+            logits = self._logits(model, batch)
         with self.times.measure("sample"):
-            accepted = self._sample(hidden, batch.samples, model)
+            accepted = self._sampler.sample(logits, batch.samples) if len(batch.samples) else {}
             for image in decoding:
                 image.progress.advance(accepted.get(image.index, ()))
         self.times.count_step()
         return len(batch.samples)
 
-    def _sample(
-        self, hidden: torch.Tensor, samples: SampleBatch, model: StepModel
-    ) -> Mapping[int, Sequence[bool]]:
-        if not len(samples):  # the prompts of these images go on in the next step
-            return {}
-        inputs = torch.from_numpy(samples.inputs).to(self._device)
-        logits = self._vocabulary.select(model.logits(hidden[inputs])).float()
-        return self._sampler.sample(logits, samples)
+    def _logits(self, model: StepModel, batch: StepBatch) -> torch.Tensor:
+        """Run the model; float32 ``[samples, columns]`` of those inputs that are sampled from."""
+        hidden = model.forward(batch)
+        inputs = torch.from_numpy(batch.samples.inputs).to(self._device)
+        if not len(inputs):  # the prompts of these images go on in the next step
+            return hidden.new_empty(0)
+        return self._vocabulary.select(model.logits(hidden[inputs])).float()
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
         releases, active_rows = [], 0

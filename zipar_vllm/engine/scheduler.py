@@ -23,7 +23,7 @@ from .vllm_api import AsyncScheduler, Request, SchedulerOutput, SchedulerStats
 
 logger = logging.getLogger(__name__)
 
-MAX_PASSES = 8
+MAX_PASSES = 16
 BURST_SECONDS = 0.02
 """How long a new image may have to wait for passes that were planned at once, roughly."""
 
