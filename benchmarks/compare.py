@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine_name
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
+from benchmarks.tether import run_tethered
 
 ROOT = Path(__file__).resolve().parent.parent
 Key = tuple[int, int, bool]
@@ -65,10 +66,8 @@ def measure(tree: Path, options: argparse.Namespace) -> dict[Key, float]:
     command += ["--windows", *map(str, options.windows)]
     command += ["--requests", *map(str, options.requests)]
     environment = os.environ | {"PYTHONPATH": str(tree), "VLLM_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run(
-        command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    line = next(x for x in reversed(done.stdout.splitlines()) if x.startswith('[{"mode"'))
+    output = run_tethered(command, tree, environment)
+    line = next(x for x in reversed(output.splitlines()) if x.startswith('[{"mode"'))
     return {
         (row["window"], row["requests"], row["guidance"]): row["images_per_s"]
         for row in json.loads(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import email
 import email.message
+import re
 import shutil
 import subprocess
 import sys
@@ -107,3 +108,17 @@ def test_the_locks_agree_with_the_project_on_vllm() -> None:
     for extra in ("cpu", "cuda"):
         (pin,) = extras[extra]
         assert pin in (ROOT / f"requirements/{extra}.txt").read_text().splitlines()
+
+
+def test_the_version_is_the_same_wherever_it_is_written() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    places = {
+        "compose.yaml": r"image: zipar-vllm:([\d.]+)",
+        "deploy/kubernetes/base/kustomization.yaml": r"newTag: ([\d.]+)",
+        "docs/deploy.md": r"zipar-vllm:([\d.]+)",
+        "CHANGELOG.md": r"## ([\d.]+) ",
+    }
+    for name, pattern in places.items():
+        found = re.findall(pattern, (ROOT / name).read_text())
+        assert found, name
+        assert set(found[:1] if name == "CHANGELOG.md" else found) == {version}, name

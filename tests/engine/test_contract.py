@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+from vllm.platforms import cpu
 
 from zipar_vllm.engine import vllm_api
 from zipar_vllm.engine.kv_cache import ImageKVCacheManager
@@ -91,3 +92,14 @@ def test_scheduler_output_only_adds_what_it_says() -> None:
 def test_forward_context_takes_metadata_and_slot_mapping() -> None:
     parameters = inspect.signature(vllm_api.set_forward_context).parameters
     assert {"attn_metadata", "vllm_config", "num_tokens", "slot_mapping"} <= set(parameters)
+
+
+def test_one_process_holds_engine_and_worker() -> None:
+    source = inspect.getsource(vllm_api.UniProcExecutor)
+    assert "self.driver_worker" in source
+    assert "run_engine_core" in vars(vllm_api.EngineCoreProc)
+
+
+def test_a_cpu_refuses_the_executor_by_its_own_name_only() -> None:
+    source = inspect.getsource(cpu)
+    assert 'parallel_config.distributed_executor_backend == "uni"' in source

@@ -34,6 +34,14 @@ def test_the_serve_command_is_validated_and_run_on_parsed_options() -> None:
     assert list(inspect.signature(ServeSubcommand.validate).parameters) == ["self", "args"]
 
 
+def test_the_engines_process_is_started_by_a_context_that_can_be_replaced() -> None:
+    from vllm.v1.engine import utils
+
+    source = inspect.getsource(utils.CoreEngineProcManager.__init__)
+    assert "get_mp_context()" in source  # looked up in the module, when it is called
+    assert not inspect.signature(utils.get_mp_context).parameters
+
+
 def test_the_application_knows_its_server_and_its_models() -> None:
     import vllm.entrypoints.launchers.launcher as launcher
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels

@@ -1,0 +1,83 @@
+"""The front door for Python, over the embedded model."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from zipar_vllm.errors import ImageTooLargeError, InvalidOptionError
+from zipar_vllm.llm import ImageLLM
+
+pytestmark = pytest.mark.engine
+
+GREEDY = {"temperature": 0.0, "window": 4, "progress": False}
+
+
+# Never closed: an engine that goes takes what all in the process share with it.
+@pytest.fixture(scope="module")
+def llm() -> ImageLLM:
+    environment, affinity = dict(os.environ), os.sched_getaffinity(0)
+    llm = ImageLLM(dtype="float32", enforce_eager=True, max_model_len=620)
+    llm.start()
+    assert dict(os.environ) == environment
+    assert os.sched_getaffinity(0) == affinity
+    return llm
+
+
+def test_results_come_in_the_order_of_the_prompts(llm: ImageLLM) -> None:
+    apple, pizza = llm.generate(["red apple", "pizza"], seed=7, window=4, progress=False)
+    assert (apple.prompt, pizza.prompt) == ("red apple", "pizza")
+    assert (apple.params.seed, pizza.params.seed) == (7, 8)
+    assert apple.steps == pizza.steps == 24 + 23 * 4
+    assert apple.image.size == (192, 192)
+    assert len(apple.tokens) == 24 * 25
+    red, green, _ = np.asarray(apple.image)[96, 96].astype(int)
+    assert red > 150 > green + 50  # an apple's middle
+    assert apple.logprobs is None
+    (again,) = llm.generate("pizza", seed=8, window=4, progress=False)
+    assert again.image.tobytes() == pizza.image.tobytes() != apple.image.tobytes()
+
+
+def test_logprobs_are_of_the_drawn_tokens(llm: ImageLLM) -> None:
+    (image,) = llm.generate("house", logprobs=True, **GREEDY)
+    assert image.logprobs is not None
+    assert image.logprobs.shape == (24, 24)
+    assert image.logprobs.dtype == np.float32
+    # The likeliest of n tokens has at least probability 1 / n.
+    assert (image.logprobs <= 0).all()
+    assert (image.logprobs >= -np.log(llm.model.spec.vocabulary.num_codes)).all()
+
+
+def test_a_seed_is_drawn_and_told(llm: ImageLLM) -> None:
+    first, second = (llm.prepare(["red apple"])[0].params.seed for _ in range(2))
+    assert first != second
+    seeds = [image.params.seed for image in llm.prepare(["a", "b"], seed=[5, 3])]
+    assert seeds == [5, 3]
+
+
+def test_a_bar_tells_of_rows(llm: ImageLLM, capfd: pytest.CaptureFixture[str]) -> None:
+    llm.generate("red apple", window=4, seed=1)
+    assert "24/24" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"window": 25}, "window"), ({"windows": 4}, "windows"), ({"size": "1x1"}, "size")],
+)
+def test_bad_options_are_named(llm: ImageLLM, options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"^{field}: "):
+        llm.generate("red apple", progress=False, **options)
+
+
+def test_what_does_not_fit_is_refused(llm: ImageLLM) -> None:
+    (image,) = llm.prepare(["red apple"], guidance_scale=2.0, negative_prompt="blurred " * 8)
+    with pytest.raises(ImageTooLargeError, match="max_model_len is 620"):
+        llm.decode([image])
+    assert not llm.llm.llm_engine.has_unfinished_requests()
+
+
+def test_an_unknown_folder_is_no_model(tmp_path: object) -> None:
+    with pytest.raises(ValueError, match="no image model"):
+        ImageLLM(str(tmp_path))

@@ -1,0 +1,98 @@
+"""``zipar serve``: the command line it gives vLLM, and what it fills in."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import serve
+from zipar_vllm.engine import arguments as engine_arguments
+from zipar_vllm.engine.arguments import ONE_PROCESS, RANKS, SCHEDULER, required_arguments
+from zipar_vllm.models import DEMO_PATH
+
+
+def options(**wishes: Any) -> Namespace:
+    """Parsed options of vLLM's, as its defaults and ours leave them."""
+    defaults = dict.fromkeys(RANKS, 1) | required_arguments(DEMO_PATH)
+    usual = {"dtype": "auto", "distributed_executor_backend": None}
+    return Namespace(**defaults | usual | wishes)
+
+
+def value_of(words: list[str], flag: str) -> str:
+    return words[len(words) - 1 - words[::-1].index(flag) + 1]
+
+
+def test_the_embedded_model_needs_no_arguments() -> None:
+    words = serve.vllm_arguments([])
+    assert words[0] == str(DEMO_PATH)
+    assert value_of(words, "--scheduler-cls") == SCHEDULER
+    assert value_of(words, "--served-model-name") == "zipar-demo"
+    assert value_of(words, "--kv-cache-memory-bytes") == str(1 << 30)
+
+
+def test_a_folder_is_served_by_its_name(tmp_path: Path) -> None:
+    words = serve.vllm_arguments([str(tmp_path), "--port", "1"])
+    assert words[0] == str(tmp_path)
+    assert value_of(words, "--served-model-name") == tmp_path.name
+    assert "--kv-cache-memory-bytes" not in words
+    assert words[-2:] == ["--port", "1"]
+
+
+def test_the_users_options_come_last_and_win() -> None:
+    words = serve.vllm_arguments(["--shutdown-timeout", "5", "--gpu-memory-utilization", "0.5"])
+    assert value_of(words, "--shutdown-timeout") == "5"
+    assert "--kv-cache-memory-bytes" not in words
+
+
+@pytest.mark.parametrize(
+    ("native", "wish", "dtype", "said"),
+    [
+        (True, "auto", "auto", "in the model's dtype;"),
+        (True, "float32", "float32", "in float32;"),
+        (False, "auto", "float32", "in float32 (this CPU has no instructions for bfloat16);"),
+        (False, "bfloat16", "bfloat16", "in bfloat16"),
+    ],
+)
+def test_dtype_is_chosen_by_the_processor_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    native: bool,
+    wish: str,
+    dtype: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(engine_arguments, "has_bfloat16", lambda: native)
+    parsed = options(dtype=wish)
+    assert serve.complete(parsed) is None
+    assert parsed.dtype == dtype
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wishes", "backend"),
+    [
+        ({}, ONE_PROCESS),
+        ({"tensor_parallel_size": 2}, None),
+        ({"distributed_executor_backend": "mp"}, "mp"),
+    ],
+)
+def test_one_rank_has_one_process(wishes: dict[str, Any], backend: str | None) -> None:
+    parsed = options(**wishes)
+    assert serve.complete(parsed) is None
+    assert parsed.distributed_executor_backend == backend
+
+
+def test_what_image_decoding_needs_cannot_be_undone() -> None:
+    problem = serve.complete(options(scheduler_cls="another"))
+    assert problem == f"--scheduler-cls: got another, image decoding needs {SCHEDULER}"
+
+
+def test_bad_limits_end_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "set_environment", lambda: None)
+    monkeypatch.setattr(serve, "preload_engine", lambda: pytest.fail("too far"))
+    monkeypatch.delenv("ZIPAR_IMAGE_TIMEOUT", raising=False)
+    with pytest.raises(SystemExit, match="--image-timeout: got '-1'"):
+        serve.main(["--image-timeout", "-1"])
