@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar_vllm.core.sampling import (
+    LEAST_TEMPERATURE,
     OPTION_DTYPES,
     SamplingBatch,
     SamplingFlags,
@@ -41,8 +42,12 @@ def naive_noise(seed, position, token):
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & U64
     x ^= x >> 31
     y = naive_lowbias32((token * 0x9E3779B1 + (x & U32)) & U32)
-    y = naive_lowbias32(y ^ (x >> 32))
-    return -math.log(-math.log(((y >> 9) + 0.5) / 2**23))
+    return noise_of(naive_lowbias32(y ^ (x >> 32)))
+
+
+def noise_of(bits):
+    """Gumbel noise of 32 random bits."""
+    return -math.log(-math.log1p(-(U32 - bits + 0.5) / 2**32))
 
 
 def naive_lowbias32(x):
@@ -138,6 +143,29 @@ def test_temperature_zero_takes_the_highest_logit():
     assert run(logits, arrays) == logits.argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-37, 1e-31])
+@pytest.mark.parametrize("cuts", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {}])
+def test_a_temperature_that_underflows_takes_the_highest_logit(temperature, cuts):
+    """Divided by it, logits would overflow, and infinities differ by no number."""
+    fixed = {"temperature": temperature, "top_k": 0, "top_p": 1, "min_p": 0, **cuts}
+    logits, arrays = rows_of(20, 50, 0, **fixed)
+    assert (arrays["temperature"] > 0).all()
+    arrays["temperature"][::2] = 1.0
+    assert run(logits, arrays)[1::2] == logits[1::2].argmax(axis=1).tolist()
+    probabilities = batch_of(arrays).probabilities(torch.from_numpy(logits))
+    assert probabilities[1::2].max(dim=1).values.tolist() == [1.0] * 10
+    assert probabilities.sum(dim=1).tolist() == pytest.approx([1.0] * 20)
+    arrays["temperature"][:] = temperature
+    assert batch_of(arrays).flags.all_greedy
+
+
+@pytest.mark.parametrize("cuts", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {}])
+def test_the_least_temperature_still_divides(cuts):
+    fixed = {"temperature": LEAST_TEMPERATURE, "top_k": 0, "top_p": 1, "min_p": 0, **cuts}
+    logits, arrays = rows_of(20, 50, 0, **fixed)
+    assert run(logits * 1e4, arrays) == logits.argmax(axis=1).tolist()
+
+
 def test_greedy_rows_stay_greedy_among_sampled_ones():
     logits, arrays = rows_of(64, 50, 1, top_k=0, top_p=1, min_p=0)
     greedy = arrays["temperature"] == 0
@@ -226,6 +254,43 @@ def test_noise_never_changes(seed, position, token, value):
     """Pictures are named by their seeds: these numbers are a promise."""
     noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position]), 8, torch.tensor([[token]]))
     assert noise.item() == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def token_of(bits, seed, position):
+    """The number, far behind any vocabulary, whose noise is made of these bits: the hash undone."""
+    x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & U64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & U64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & U64
+    x ^= x >> 31
+    y = undo_lowbias32(undo_lowbias32(bits) ^ (x >> 32))
+    return (y - x) * pow(0x9E3779B1, -1, 2**32) & U32
+
+
+def undo_lowbias32(x):
+    x = ((x ^ (x >> 16)) * pow(0x846CA68B, -1, 2**32)) & U32
+    x = ((x ^ (x >> 15) ^ (x >> 30)) * pow(0x7FEB352D, -1, 2**32)) & U32
+    return x ^ (x >> 16)
+
+
+def test_noise_has_32_bits_where_it_is_high():
+    """All that float32 has, down to the last of 2**32 numbers; the lowest share one value."""
+    high = [U32, U32 - 1, U32 - 2, U32 - 255, U32 - 256, U32 - 2**16, 2**31]
+    low = [0, 1, 255, 256, 2**16]
+    tokens = [token_of(bits, 5, 9) for bits in high + low]
+    seed, position = torch.tensor([5]), torch.tensor([9])
+    noise = gumbel_noise(seed, position, 1, torch.tensor([tokens]))[0].tolist()
+    assert noise[: len(high)] == pytest.approx([noise_of(bits) for bits in high], rel=1e-6)
+    assert noise[len(high) :] == pytest.approx([noise_of(max(bits, 255)) for bits in low], abs=0.03)
+    assert noise[0] == pytest.approx(33 * math.log(2), rel=1e-6)
+
+
+def test_high_noise_takes_values_of_its_own():
+    """Of n numbers of 22 bits about n**2 / 2**23 are equal; of 13 bits a fifth would be."""
+    noise = gumbel_noise(torch.full((2048,), 3), torch.arange(2048), 2048).flatten()
+    high = noise[noise > 10 * math.log(2)]
+    n = len(high)
+    assert abs(n - 4096) < 5 * 64
+    assert n - len(high.unique()) <= n**2 / 2**23 + 10
 
 
 def test_noise_of_chosen_tokens_is_theirs():

@@ -24,9 +24,11 @@ OPTION_DTYPES: dict[str, type[np.generic]] = {
 }
 """The options of an image that its tokens are sampled by, as arrays of many images hold them."""
 
+LEAST_TEMPERATURE = 1e-30
+"""What is smaller counts as 0: logits over it overflow, and noise could only decide on ties."""
+
 _MASK32 = 0xFFFFFFFF
-_UNIFORM_BITS = 23
-"""Bits of a uniform number: one more and (2**bits - 0.5) / 2**bits would round to 1 in float32."""
+_BELOW_ONE = 1 - 2**-24  # the largest float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class SamplingFlags:
     @classmethod
     def of(cls, options: Mapping[str, NDArray[Any]]) -> SamplingFlags:
         """Summarise host arrays of shape ``[n]``, named as in :data:`OPTION_DTYPES`."""
-        sampled = options["temperature"] > 0
+        sampled = ~_is_greedy(options["temperature"])
         if not sampled.any():
             return cls(all_greedy=True)
         top_k = options["top_k"][sampled]
@@ -91,7 +93,7 @@ class SamplingBatch:
     """How each of n tokens is sampled; all tensors are ``[n]`` and on one device.
 
     Attributes:
-        temperature: float32; 0 takes the highest logit.
+        temperature: float32; 0, and what is below ``LEAST_TEMPERATURE``, takes the highest logit.
         top_k: int64; 0 keeps all.
         top_p: float32 in (0, 1].
         min_p: float32 in [0, 1]; 0 keeps all.
@@ -145,7 +147,7 @@ class SamplingBatch:
         """
         if self.flags.all_greedy:
             return logits.argmax(dim=-1)
-        greedy = (self.temperature == 0).unsqueeze(1)
+        greedy = _is_greedy(self.temperature).unsqueeze(1)
         scaled, tokens = self._scale(logits)
         noise = gumbel_noise(self.seed, self.position, logits.shape[1], tokens)
         choice = (scaled + noise.masked_fill(greedy, 0.0)).argmax(dim=-1, keepdim=True)
@@ -163,11 +165,11 @@ class SamplingBatch:
         weights = scaled.softmax(dim=-1)
         if tokens is not None:
             weights = torch.zeros_like(logits).scatter_(1, tokens, weights)
-        return torch.where((self.temperature == 0).unsqueeze(1), highest, weights)
+        return torch.where(_is_greedy(self.temperature).unsqueeze(1), highest, weights)
 
     def _scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits after temperature and cuts; sorted, with their tokens, for top-k and top-p."""
-        temperature = self.temperature.masked_fill(self.temperature == 0, 1.0)
+        temperature = self.temperature.masked_fill(_is_greedy(self.temperature), 1.0)
         scaled = logits / temperature.unsqueeze(1)
         if self.flags.min_p:
             least = scaled.amax(dim=-1, keepdim=True) + self.min_p.log().unsqueeze(1)
@@ -177,6 +179,11 @@ class SamplingBatch:
         count = logits.shape[1]
         scaled, tokens = scaled.topk(min(self.flags.top, count) or count, dim=-1)
         return _truncate(scaled, self.top_k, self.top_p), tokens
+
+
+def _is_greedy(temperature: Any) -> Any:
+    """Which tokens take their highest logit; array or tensor in, the same out."""
+    return temperature < LEAST_TEMPERATURE
 
 
 def _truncate(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -198,6 +205,9 @@ def gumbel_noise(
 ) -> torch.Tensor:
     """Draw standard Gumbel noise, a pure function of (seed, position, token).
 
+    -log(-log(u)) = -log(-log1p(-v)) with v = 1 - u: where the noise is high u is near 1, of which
+    float32 has 24 bits, but v near 0, of which it has all 32.
+
     Args:
         seeds: int64 ``[n]``.
         positions: int64 ``[n]``.
@@ -209,8 +219,8 @@ def gumbel_noise(
     """
     if tokens is None:
         tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
-    noise: torch.Tensor = -(-_uniform(seeds, positions, tokens).log()).log()
-    return noise
+    v = _uniform(_random_bits(seeds, positions, tokens).bitwise_xor_(_MASK32))
+    return v.neg_().log1p_().neg_().log_().neg_()
 
 
 def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -220,13 +230,19 @@ def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         float32 ``[n]``.
     """
     no_token = torch.full((1, 1), -1, device=seeds.device)
-    return _uniform(seeds, positions, no_token).squeeze(1)
+    return _uniform(_random_bits(seeds, positions, no_token)).squeeze(1)
 
 
-def _uniform(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    bits = _hash_tokens(_hash_positions(seeds, positions), tokens)
-    uniform: torch.Tensor = ((bits >> (32 - _UNIFORM_BITS)).float() + 0.5) / 2**_UNIFORM_BITS
-    return uniform
+def _random_bits(
+    seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """32 well-mixed bits of (seed, position, token), in int64 ``[n, m]``."""
+    return _hash_tokens(_hash_positions(seeds, positions), tokens)
+
+
+def _uniform(bits: torch.Tensor) -> torch.Tensor:
+    """32 bits as float32 in (0, 1); the nearer to 0 the finer."""
+    return bits.float().add_(0.5).mul_(2**-32).clamp_(max=_BELOW_ONE)
 
 
 def _hash_positions(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
