@@ -124,7 +124,7 @@ def request_schema(spec: ImageModelSpec | None = None) -> dict[str, Any]:
     fields = schema["properties"]
     fields["zipar"] = {"anyOf": [options, {"type": "null"}]}
     if spec is not None:
-        fields["size"]["anyOf"][0]["enum"] = ["auto", *spec.grids]
+        fields["size"]["anyOf"][0].update(spec.sizes.schema)
         widest = max(grid.columns for grid in spec.grids.values())
         options["properties"]["window"]["anyOf"][0].update(minimum=1, maximum=widest)
     return schema

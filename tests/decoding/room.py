@@ -15,6 +15,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.transformers_model import TransformersModel
+from zipar_vllm.models.base import Positions
 from zipar_vllm.models.registry import load_spec
 from zipar_vllm.prepare import PreparedImage
 
@@ -46,9 +47,16 @@ class Room:
         path: Folder of a tiny model.
         budget: Inputs per step; prompts are computed in chunks where they do not fit.
         kernel: Attention kernel, None for the usual one.
+        positions: As :class:`ImageDecoder` has them.
     """
 
-    def __init__(self, path: Path, budget: int = 256, kernel: AttentionKernel | None = None):
+    def __init__(
+        self,
+        path: Path,
+        budget: int = 256,
+        kernel: AttentionKernel | None = None,
+        positions: Positions | None = None,
+    ):
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
         self._model = TransformersModel(
             AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
@@ -62,6 +70,7 @@ class Room:
             block_size=BLOCK_SIZE,
             vocabulary=self.vocabulary,
             device=torch.device("cpu"),
+            positions=positions,
         )
         self._free = list(range(NUM_BLOCKS))
         random.Random(0).shuffle(self._free)
