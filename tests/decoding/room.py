@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -48,6 +49,7 @@ class Room:
         budget: Inputs per step; prompts are computed in chunks where they do not fit.
         kernel: Attention kernel, None for the usual one.
         positions: As :class:`ImageDecoder` has them.
+        model: Runs in place of the folder's Llama.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Room:
         budget: int = 256,
         kernel: AttentionKernel | None = None,
         positions: Positions | None = None,
+        model: Any = None,
     ):
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
         self._model = TransformersModel(
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
+            model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             kernel=kernel,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -48,8 +48,9 @@ class Checkpoint:
         """
         path = self.find(name)
         if path is None:
-            where = "the folder" if Path(self.model).is_dir() else "the hub or its local cache"
-            raise self.error(f"{name} is missing in {where}")
+            if Path(self.model).exists():
+                raise self.error(f"{name} is missing in the folder")
+            raise self.error(f"no such folder, and no {name} on the hub or in its local cache")
         return path
 
     def find(self, name: str) -> Path | None:
@@ -79,6 +80,17 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The contents of ``config.json``."""
         return self.json(CONFIG)
+
+    def parse_config(self, kind: Any) -> Any:
+        """``config.json`` as one of transformers' configurations, which fills in what it lacks.
+
+        Raises:
+            UnusableModelError: a value has the wrong type.
+        """
+        try:
+            return kind.from_dict(self.config)
+        except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:
+            raise self.error(f"{CONFIG}: {' '.join(str(error).split())}") from None
 
     @property
     def architecture(self) -> str:
