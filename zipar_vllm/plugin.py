@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from zipar_vllm.engine.architectures import ARCHITECTURES
 from zipar_vllm.version import check_vllm_version
 
 
 def register() -> None:
-    """Make sure that this vLLM is one the project supports, and name the model classes it lacks.
+    """Make sure that this vLLM is one the project supports.
 
     vLLM calls this in every process before it builds anything (``vllm.general_plugins``). The
     scheduler and the worker are named by :func:`zipar_vllm.engine.arguments.engine_arguments`,
@@ -18,7 +17,3 @@ def register() -> None:
         RuntimeError: an unsupported version of vLLM is installed.
     """
     check_vllm_version()
-    from vllm import ModelRegistry  # once its version is known to be right
-
-    for architecture, target in ARCHITECTURES.items():
-        ModelRegistry.register_model(architecture, target)

@@ -62,13 +62,20 @@ def complete(options: argparse.Namespace) -> str | None:
         What is wrong: with the model, or with an option that image decoding cannot do without.
         None if nothing is.
     """
-    from zipar_vllm.engine.arguments import RANKS, preferred_arguments, required_arguments
+    from zipar_vllm.engine.arguments import (
+        RANKS,
+        model_classes,
+        preferred_arguments,
+        required_arguments,
+    )
     from zipar_vllm.models.registry import check_image_model
 
     try:
         check_image_model(options.model_tag, options.revision)
     except UnusableModelError as error:
         return str(error)
+    classes = model_classes(options.model_tag, options.revision)
+    options.model_class_overrides = {**classes, **options.model_class_overrides}
     preferred = preferred_arguments({name: getattr(options, name) for name in RANKS})
     for name, value in preferred.items():
         if getattr(options, name) in (None, "auto"):

@@ -19,8 +19,9 @@ from .conftest import Engine, start_engine
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+# For the session: an engine that goes takes the process groups of all others with it.
+@pytest.fixture(scope="session")
+def janus_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp("janus")
     make_janus(path)
     return start_engine(path)
@@ -30,7 +31,8 @@ def image_of(path: Path, prompt: str = "a red apple", **options: Any) -> Prepare
     return prepare_images(load_image_model(path), prompt, ImageOptions(**options), [7])[0]
 
 
-def test_raster_order_is_transformers_generate(engine: Engine) -> None:
+def test_raster_order_is_transformers_generate(janus_engine: Engine) -> None:
+    engine = janus_engine
     image = image_of(engine.path, window=8, temperature=0.0)
     prompt = torch.tensor([image.prompts.conditional])
     codes = load_oracle(engine.path).generate(
@@ -45,8 +47,9 @@ def test_raster_order_is_transformers_generate(engine: Engine) -> None:
     assert tokens == (codes[0] + VOCABULARY).tolist()
 
 
-def test_windows_in_a_batch(engine: Engine) -> None:
+def test_windows_in_a_batch(janus_engine: Engine) -> None:
     """Guided and not, greedy and sampled, with prompts of unlike lengths."""
+    engine = janus_engine
     model = JanusAsCausalModel(engine.path)
     images = {
         f"{window} {guidance}": image_of(

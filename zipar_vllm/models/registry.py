@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint
 
 FAMILIES = {
     "LlamaForCausalLM": "zipar_vllm.models.demo:DemoModel",
+    "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
 }
 """A family's class by the architecture that ``config.json`` names; imported when one is met."""

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from zipar_vllm.core.grid import Grid
 
@@ -22,11 +22,6 @@ class Sizes(Protocol):
     @property
     def allowed(self) -> str:
         """All sizes, in words."""
-        ...
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        """JSON schema of all sizes: the keywords that a text has to obey."""
         ...
 
     def grid(self, size: str) -> Grid | None:
@@ -52,10 +47,6 @@ class FixedSizes:
     def allowed(self) -> str:
         return " or ".join(["auto", *self.listed])
 
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        return {"enum": ["auto", *self.listed]}
-
     def grid(self, size: str) -> Grid | None:
         return self.listed.get(size)
 
@@ -64,6 +55,52 @@ class FixedSizes:
         if wanted is None:
             return None
         return min(self.listed, key=lambda own: _distance(wanted, parse_size(own) or wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class AnySizes:
+    """Any size in steps of whole tokens, as far as the model's positions reach.
+
+    Attributes:
+        listed: Sizes worth naming and their grids, the default first.
+        factor: Pixels per token, each way.
+        max_positions: Most positions of a picture, terminators included.
+        row_terminator: Whether a terminator ends every row.
+    """
+
+    listed: Mapping[str, Grid]
+    factor: int
+    max_positions: int
+    row_terminator: bool
+
+    @property
+    def allowed(self) -> str:
+        return (
+            f"auto or width x height in steps of {self.factor} pixels, "
+            f"up to {self.max_positions} tokens, such as {' or '.join(self.listed)}"
+        )
+
+    def grid(self, size: str) -> Grid | None:
+        sides = parse_size(size)
+        if sides is None or any(side % self.factor for side in sides):
+            return None
+        width, height = sides
+        grid = Grid(height // self.factor, width // self.factor, self.row_terminator)
+        return grid if grid.num_positions <= self.max_positions else None
+
+    def nearest(self, size: str) -> str | None:
+        sides = parse_size(size)
+        if sides is None:
+            return None
+        # Of the same shape, smaller by a percent until it fits.
+        for percent in range(100, 0, -1):
+            width, height = (
+                max(round(side * percent / 100 / self.factor), 1) * self.factor for side in sides
+            )
+            nearest = f"{width}x{height}"
+            if self.grid(nearest) is not None:
+                return nearest
+        return next(iter(self.listed))
 
 
 def parse_size(size: str) -> tuple[int, int] | None:
