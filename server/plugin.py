@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from zipar_vllm.engine.client import ImageClient
-from zipar_vllm.models.registry import load_image_model
+from zipar_vllm.models.registry import default_device, load_image_model
 
 from . import access_log, lifecycle, page
 from .options import ServerOptions
@@ -31,8 +31,10 @@ class ImagesPlugin:
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Build the service once the engine runs."""
         access_log.configure()
-        model = load_image_model(engine_client.model_config.model)
+        options, config = ServerOptions(), engine_client.model_config
+        device = options.pixel_device or default_device()
+        model = load_image_model(config.model, config.revision, device)
         engine = ImageClient(engine_client, model.spec)
-        state.zipar_images = ImageService(engine, model, ServerOptions())
+        state.zipar_images = ImageService(engine, model, options)
         # Kept, because the event loop holds tasks weakly.
         state.zipar_signals = asyncio.create_task(lifecycle.watch_signals(state))

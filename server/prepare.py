@@ -76,7 +76,11 @@ def parse_request(data: Mapping[str, Any]) -> ImageGenerationRequest:
 
 
 def prepare_request(
-    request: ImageGenerationRequest, model: ImageModel, *, has_storage: bool
+    request: ImageGenerationRequest,
+    model: ImageModel,
+    *,
+    has_storage: bool,
+    nearest_size: bool = False,
 ) -> PreparedRequest:
     """Fill in defaults and check what only the model and the server can tell.
 
@@ -98,7 +102,11 @@ def prepare_request(
     quality = request.quality or "auto"
     return PreparedRequest(
         images=prepare_images(
-            model, request.prompt, _wishes(request, zipar), make_seeds(seeds, count)
+            model,
+            request.prompt,
+            _wishes(request, zipar),
+            make_seeds(seeds, count),
+            nearest_size=nearest_size,
         ),
         encoding=Encoding(
             format="png" if wanted is None or wanted == "auto" else wanted,

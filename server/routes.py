@@ -127,6 +127,7 @@ def describe(spec: ImageModelSpec, max_active_images: int) -> dict[str, Any]:
         "options": option_ranges(),
         "policies": policy_names(),
         "sizes": list(spec.grids),
+        "size": spec.sizes.allowed,
         "windows": {s: {"min": 1, "max": grid.columns} for s, grid in spec.grids.items()},
         "defaults": spec.defaults.model_dump(exclude_none=True),
         **spec.details,

@@ -17,7 +17,6 @@ from pydantic import (
     model_validator,
 )
 
-from zipar_vllm.models.base import ImageModelSpec
 from zipar_vllm.params import GuidanceScale, PolicyOptions, SamplingOptions, Seed
 
 from .pixels import Format
@@ -113,20 +112,11 @@ class ImageGenerationRequest(_Body, SamplingOptions):
     zipar: ZiparOptions | None = None
 
 
-def request_schema(spec: ImageModelSpec | None = None) -> dict[str, Any]:
-    """JSON schema of a request, without references.
-
-    Args:
-        spec: The model whose sizes and windows it allows, where one is known.
-    """
+def request_schema() -> dict[str, Any]:
+    """JSON schema of a request, without references; sizes and windows are the model's to say."""
     schema = ImageGenerationRequest.model_json_schema(by_alias=False)
     options = schema.pop("$defs")[ZiparOptions.__name__]
-    fields = schema["properties"]
-    fields["zipar"] = {"anyOf": [options, {"type": "null"}]}
-    if spec is not None:
-        fields["size"]["anyOf"][0]["enum"] = ["auto", *spec.grids]
-        widest = max(grid.columns for grid in spec.grids.values())
-        options["properties"]["window"]["anyOf"][0].update(minimum=1, maximum=widest)
+    schema["properties"]["zipar"] = {"anyOf": [options, {"type": "null"}]}
     return schema
 
 

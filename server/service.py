@@ -60,7 +60,12 @@ class ImageService:
 
     def prepare(self, request: ImageGenerationRequest) -> PreparedRequest:
         """Fill in a request's defaults; see :func:`prepare_request`."""
-        return prepare_request(request, self.model, has_storage=self.store is not None)
+        return prepare_request(
+            request,
+            self.model,
+            has_storage=self.store is not None,
+            nearest_size=self.options.nearest_size,
+        )
 
     async def generate(self, request: PreparedRequest, base_url: str) -> ImagesResponse:
         """Decode and render all images of a request; if one fails, the others are given up.

@@ -36,7 +36,7 @@ def run(
     parser = make_arg_parser(FlexibleArgumentParser(prog="zipar serve"))
     options = parser.parse_args(arguments)
     if problem := complete(options):
-        parser.error(problem)
+        parser.exit(2, f"{parser.prog}: error: {problem}\n")  # the usage is hundreds of lines
     configure_logging_from_args(options)
     if engine_context is not None:
         # vLLM asks this name, and no argument, in which way to start its engine's process.

@@ -72,11 +72,16 @@ def hf_model(path: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def expected(path: Path, vocabulary: Vocabulary, image: PreparedImage) -> tuple[list[int], int]:
-    """The reference decoder's tokens and its number of forward passes."""
+def expected(
+    path: Path, vocabulary: Vocabulary, image: PreparedImage, model: Any = None
+) -> tuple[list[int], int]:
+    """The reference decoder's tokens and its number of forward passes.
+
+    ``model``: Instead of the Hugging Face model of the folder.
+    """
     params = image.params
     result = decode_image(
-        hf_model(path),
+        model or hf_model(path),
         image.prompts.conditional,
         image.grid,
         params.window,

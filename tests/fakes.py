@@ -11,6 +11,7 @@ import torch
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import ImageModelSpec, Prompts
+from zipar_vllm.models.sizes import FixedSizes
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage
 from zipar_vllm.progress import ImageProgress
@@ -24,7 +25,7 @@ class FakeModel:
         self.spec = ImageModelSpec(
             family="fake",
             vocabulary=Vocabulary(10, 16, 3),
-            grids={"64x48": Grid(6, 8, True), "32x32": Grid(4, 4, True)},
+            sizes=FixedSizes({"64x48": Grid(6, 8, True), "32x32": Grid(4, 4, True)}),
             defaults=ImageOptions(
                 window=4, guidance_scale=2.0, temperature=0.5, top_k=5, top_p=1.0
             ),

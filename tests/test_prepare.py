@@ -45,6 +45,15 @@ def test_a_default_window_fits_into_a_small_picture() -> None:
     assert image.params.window == 4
 
 
+def test_the_nearest_size_is_taken_where_that_is_wanted() -> None:
+    for wanted, size in {"1024x768": "64x48", "1024x1024": "32x32", "32x32": "32x32"}.items():
+        wishes = ImageOptions(size=wanted)
+        (image,) = prepare_images(FakeModel(), "x", wishes, [1], nearest_size=True)
+        assert image.size == size
+    with pytest.raises(InvalidOptionError, match=r"^size: got 'large', allowed is auto"):
+        prepare_images(FakeModel(), "x", ImageOptions(size="large"), [1], nearest_size=True)
+
+
 def test_images_differ_in_their_seeds_alone() -> None:
     first, second = prepare_images(FakeModel(), "x", ImageOptions(), [3, 9])
     assert (first.params.seed, second.params.seed) == (3, 9)

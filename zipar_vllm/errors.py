@@ -1,4 +1,4 @@
-"""Failures that cross from the engine to whoever asked for an image."""
+"""Failures that whoever asked for an image, or for a model, is told of."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class InvalidOptionError(ValueError):
     def of(cls, field: str, got: object, allowed: str) -> InvalidOptionError:
         """The usual mistake: a value that is not among those allowed."""
         return cls(field, f"got {shorten(got)}, allowed is {allowed}")
+
+
+class UnusableModelError(ValueError):
+    """A checkpoint is no image model, or is not complete: names it and says what is wrong."""
 
 
 class EngineUnavailableError(RuntimeError):

@@ -26,7 +26,7 @@ from .engine.request import make_job, make_request
 from .engine.vllm_api import LLM, RequestOutput
 from .errors import EngineUnavailableError
 from .models import DEMO_PATH
-from .models.registry import load_image_model
+from .models.registry import default_device, load_image_model
 from .params import ImageOptions, ImageParams, parse
 from .prepare import PreparedImage, make_seeds, prepare_images
 from .progress import ImageProgress
@@ -89,17 +89,25 @@ class ImageLLM:
     The engine starts when the block is entered, or with the first pictures.
 
     Args:
-        model: Folder of an image model; None is the embedded one.
+        model: Folder or hub id of an image model; None is the embedded one.
+        pixel_device: Device, or its name, that renders pixels; None is the GPU if there is one.
         **engine_args: Further arguments of :class:`vllm.LLM`, such as ``dtype``,
             ``max_num_seqs`` or ``tensor_parallel_size``.
 
     Raises:
-        ValueError: the folder holds no image model.
+        UnusableModelError: it is no image model of a known family, or not complete.
     """
 
-    def __init__(self, model: str | Path | None = None, **engine_args: Any) -> None:
-        path = DEMO_PATH if model is None else Path(model)
-        self.model = load_image_model(path)
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        pixel_device: Any = None,
+        **engine_args: Any,
+    ) -> None:
+        path = DEMO_PATH if model is None else model
+        device = pixel_device or default_device()
+        self.model = load_image_model(path, engine_args.get("revision"), device)
         if model is None:
             engine_args = {"kv_cache_memory_bytes": DEMO_KV_CACHE_BYTES} | engine_args
         self._arguments = engine_arguments(path, **engine_args)

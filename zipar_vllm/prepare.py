@@ -10,6 +10,7 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.policy import make_policy, policy_names
 from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.models.base import ImageModel, Prompts
+from zipar_vllm.models.sizes import Sizes
 from zipar_vllm.params import MAX_SEED, ImageOptions, ImageParams, Seed, parse
 
 __all__ = ["PreparedImage", "make_seeds", "policy_names", "prepare_images"]
@@ -37,7 +38,12 @@ class PreparedImage:
 
 
 def prepare_images(
-    model: ImageModel, prompt: str, options: ImageOptions, seeds: Sequence[int]
+    model: ImageModel,
+    prompt: str,
+    options: ImageOptions,
+    seeds: Sequence[int],
+    *,
+    nearest_size: bool = False,
 ) -> list[PreparedImage]:
     """Fill in the model's defaults and check what only the model can tell.
 
@@ -46,6 +52,7 @@ def prepare_images(
         prompt: What to draw.
         options: Wishes.
         seeds: One per image, as :func:`make_seeds` gives them.
+        nearest_size: Whether a size that the model cannot draw is taken for the nearest it can.
 
     Raises:
         InvalidOptionError: names the option, what came and what is allowed.
@@ -54,10 +61,7 @@ def prepare_images(
         raise InvalidOptionError.of("prompt", prompt, "a text that is not blank")
     spec = model.spec
     wishes = spec.defaults.model_copy(update=options.model_dump(exclude_none=True))
-    size = wishes.size or next(iter(spec.grids))
-    if size not in spec.grids:
-        raise InvalidOptionError.of("size", size, " or ".join(["auto", *spec.grids]))
-    grid = spec.grids[size]
+    size, grid = _size(spec.sizes, wishes.size, nearest_size)
     params = _params(wishes, options, grid)
     make_policy(grid, params)  # refuses what it cannot follow
     guided = params.guidance_scale != 1
@@ -90,6 +94,18 @@ def make_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         allowed = f"up to {MAX_SEED - count + 1} with n = {count}"
         raise InvalidOptionError.of("seed", seed, allowed)
     return list(range(seed, seed + count))
+
+
+def _size(sizes: Sizes, wanted: str | None, nearest: bool) -> tuple[str, Grid]:
+    if wanted is None:
+        return next(iter(sizes.listed.items()))
+    size = wanted
+    if nearest and sizes.grid(wanted) is None:
+        size = sizes.nearest(wanted) or wanted
+    grid = sizes.grid(size)
+    if grid is None:
+        raise InvalidOptionError.of("size", wanted, sizes.allowed)
+    return size, grid
 
 
 def _params(wishes: ImageOptions, asked: ImageOptions, grid: Grid) -> ImageParams:

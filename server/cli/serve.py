@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from server import lifecycle, vllm_server
-from server.options import ServerOptions, flag_of, take_flags
+from server.options import ServerOptions, flag_of, take_flags, usage_of
+from zipar_vllm.errors import UnusableModelError
 from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.version import check_vllm_version
 
@@ -21,7 +22,7 @@ USAGE = f"""usage: zipar serve [MODEL] [options]
 Serve images over HTTP; without MODEL, the embedded demo model, as `zipar-demo`.
 
 options: `vllm serve`'s, and
-  {", ".join(f"{flag_of(name)} {name.upper()}" for name in ServerOptions.model_fields)}
+  {", ".join(usage_of(name) for name in ServerOptions.model_fields)}
 """
 
 DEMO_NAME = "zipar-demo"
@@ -58,10 +59,23 @@ def complete(options: argparse.Namespace) -> str | None:
     """Fill in what is fastest here where the user asked for nothing.
 
     Returns:
-        The first option that image decoding cannot do without another value; None if none.
+        What is wrong: with the model, or with an option that image decoding cannot do without.
+        None if nothing is.
     """
-    from zipar_vllm.engine.arguments import RANKS, preferred_arguments, required_arguments
+    from zipar_vllm.engine.arguments import (
+        RANKS,
+        model_classes,
+        preferred_arguments,
+        required_arguments,
+    )
+    from zipar_vllm.models.registry import check_image_model
 
+    try:
+        check_image_model(options.model_tag, options.revision)
+    except UnusableModelError as error:
+        return str(error)
+    classes = model_classes(options.model_tag, options.revision)
+    options.model_class_overrides = {**classes, **options.model_class_overrides}
     preferred = preferred_arguments({name: getattr(options, name) for name in RANKS})
     for name, value in preferred.items():
         if getattr(options, name) in (None, "auto"):

@@ -23,6 +23,12 @@ def test_logits_are_those_of_the_image_tokens_by_code():
     assert VOCABULARY.select(logits).tolist() == [[10, 11, 12, 13], [30, 31, 32, 33]]
 
 
+def test_a_head_for_image_tokens_alone_has_columns_of_its_own():
+    logits = torch.arange(8.0).view(2, 4)
+    assert Vocabulary(10, 4, first_column=0).select(logits).equal(logits)
+    assert Vocabulary(10, 3, first_column=1).select(logits).tolist() == [[1, 2, 3], [5, 6, 7]]
+
+
 def test_terminated():
     assert VOCABULARY.is_terminated
     assert not Vocabulary(10, 4).is_terminated

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,6 +16,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.transformers_model import TransformersModel
+from zipar_vllm.models.base import Positions
 from zipar_vllm.models.registry import load_spec
 from zipar_vllm.prepare import PreparedImage
 
@@ -46,12 +48,21 @@ class Room:
         path: Folder of a tiny model.
         budget: Inputs per step; prompts are computed in chunks where they do not fit.
         kernel: Attention kernel, None for the usual one.
+        positions: As :class:`ImageDecoder` has them.
+        model: Runs in place of the folder's Llama.
     """
 
-    def __init__(self, path: Path, budget: int = 256, kernel: AttentionKernel | None = None):
+    def __init__(
+        self,
+        path: Path,
+        budget: int = 256,
+        kernel: AttentionKernel | None = None,
+        positions: Positions | None = None,
+        model: Any = None,
+    ):
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
         self._model = TransformersModel(
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
+            model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             kernel=kernel,
@@ -62,6 +73,7 @@ class Room:
             block_size=BLOCK_SIZE,
             vocabulary=self.vocabulary,
             device=torch.device("cpu"),
+            positions=positions,
         )
         self._free = list(range(NUM_BLOCKS))
         random.Random(0).shuffle(self._free)

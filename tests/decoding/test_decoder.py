@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -67,6 +68,21 @@ def test_alone(
     assert got.steps == passes
     if policy == "fixed_window":
         assert passes == 8 + 7 * window
+
+
+def test_positions_of_the_models_own(path: Path, terminated: bool) -> None:
+    """The model counts pictures from 40 on; their keys follow the prompt's all the same."""
+    length = len(PROMPT)
+    room = Room(path, positions=lambda grid, prompt: np.r_[:prompt, 40 : 40 + grid.num_positions])
+    image = make_image(terminated, window=3, guidance_scale=2.0, unconditional=[1, 4, 4, 4, 2])
+
+    def counting_from_40(position_ids: torch.Tensor, **inputs: Any) -> Any:
+        shifted = torch.where(position_ids < length, position_ids, position_ids + 40 - length)
+        return hf_model(path)(position_ids=shifted, **inputs)
+
+    tokens, _ = expected(path, room.vocabulary, image, model=counting_from_40)
+    assert room.generate(image).tokens == tokens
+    assert tokens != expected(path, room.vocabulary, image)[0]
 
 
 @pytest.mark.parametrize("kernel", ["torch", "selected"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,19 @@ class Server:
         return sum(values)
 
 
-def start_server(log: Path, *options: str) -> Server:
-    """Start a server and wait until it is healthy."""
+def start_server(
+    log: Path, *options: str, model: str | None = None, environment: Mapping[str, str] | None = None
+) -> Server:
+    """Start a server, of the embedded model if no other is named, and wait until it is healthy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(ZIPAR), "serve", "--host", "127.0.0.1", "--port", str(port), *options]
+    named = [] if model is None else [model]
+    command = [str(ZIPAR), "serve", *named, "--host", "127.0.0.1", "--port", str(port), *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
+        )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

@@ -246,6 +246,23 @@ class TestLimits:
         assert engine.closed == engine.request_ids
 
 
+class TestNearestSize:
+    @pytest.fixture
+    def options(self) -> ServerOptions:
+        return ServerOptions(nearest_size=True)
+
+    async def test_it_is_drawn_and_told(self, http: httpx.AsyncClient) -> None:
+        answer = (await http.post(URL, json={"prompt": "x", "size": "1024x1024"})).json()
+        assert answer["size"] == "32x32"
+        picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+        assert picture.size == (32, 32)
+
+    async def test_what_is_no_size_is_refused_as_ever(self, http: httpx.AsyncClient) -> None:
+        answer = await http.post(URL, json={"prompt": "x", "size": "large"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "size"
+
+
 async def test_a_request_may_set_a_deadline_of_its_own(
     http: httpx.AsyncClient, engine: FakeEngine
 ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
 from server import vllm_server
+from server.cli import serve
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,22 @@ def test_a_state_without_a_server_is_not_started() -> None:
     assert not vllm_server.is_started(SimpleNamespace())
     assert not vllm_server.is_started(SimpleNamespace(server=SimpleNamespace(started=False)))
     assert vllm_server.is_started(SimpleNamespace(server=SimpleNamespace(started=True)))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (None, "config.json is missing in the folder"),
+        ("{}", "its architecture none is no image model's; known are LlamaForCausalLM, "),
+        ('{"architectures": ["LlamaForCausalLM"]}', "it is no image model: it has no image_model"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_told_of_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str | None, problem: str
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        vllm_server.run(serve.vllm_arguments([str(tmp_path)]), serve.complete)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"zipar serve: error: {tmp_path}: {problem}")

@@ -14,17 +14,20 @@ class Vocabulary:
 
     An image token has three numbers: its *code*, 0 to ``num_codes`` - 1, is the pixel decoder's;
     its *id* is what the model is fed; its *column* is where the model's logits predict it. Ids
-    and columns of neighbouring codes are neighbours.
+    and columns of neighbouring codes are neighbours. A model whose logits are of its whole
+    vocabulary has the ids as columns; one with a head for image tokens alone does not.
 
     Attributes:
         first_id: Id of code 0.
         num_codes: Size of the codebook.
         row_terminator: Id of the token that ends every row, or None.
+        first_column: Column of code 0; None if it is its id.
     """
 
     first_id: int
     num_codes: int
     row_terminator: int | None = None
+    first_column: int | None = None
 
     @property
     def is_terminated(self) -> bool:
@@ -44,5 +47,6 @@ class Vocabulary:
         return [token - self.first_id for token in ids if token != self.row_terminator]
 
     def select(self, logits: torch.Tensor) -> torch.Tensor:
-        """The columns of the image tokens: ``[n, vocabulary]`` to ``[n, num_codes]``, by code."""
-        return logits[:, self.first_id : self.first_id + self.num_codes]
+        """The columns of the image tokens: ``[n, columns]`` to ``[n, num_codes]``, by code."""
+        first = self.first_id if self.first_column is None else self.first_column
+        return logits[:, first : first + self.num_codes]

@@ -66,7 +66,7 @@ class StepBatch:
 
     Attributes:
         input_ids: int64 ``[inputs]`` on the device.
-        positions: int64 ``[inputs]`` on the device, raster positions.
+        positions: int64 ``[inputs]`` on the device, as the model counts them.
         attention: Who asks for what, for the attention kernel.
         samples: What is sampled.
     """
@@ -90,6 +90,7 @@ class _Layout:
         lanes: Index of each lane in the lane tables.
         counts: Inputs of each lane.
         positions, slots, sources, limits: Of the inputs, an array per lane.
+        model_positions: The same; empty if the model counts as the lane does.
         unordered: Inputs whose orders the table does not have yet.
         forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
         conditional, unconditional: Inputs that are sampled, an array per image.
@@ -105,6 +106,7 @@ class _Layout:
     lanes: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     positions: list[IntArray] = field(default_factory=list)
+    model_positions: list[IntArray] = field(default_factory=list)
     slots: list[IntArray] = field(default_factory=list)
     sources: list[IntArray] = field(default_factory=list)
     limits: list[NDArray[np.int32]] = field(default_factory=list)
@@ -185,6 +187,8 @@ class _Layout:
         self.lanes.append(image.lane(number))
         self.counts.append(len(positions))
         self.positions.append(positions)
+        if image.model_positions is not None:
+            self.model_positions.append(image.model_positions[number][positions])
         self.slots.append(image.slots[number][positions])
         self.sources.append(sources)
         self.limits.append(limits)
@@ -256,9 +260,10 @@ class BatchBuilder:
         self._mark(layout, positions, limits)
         starts = np.zeros(len(layout.counts) + 1, dtype=np.int64)
         np.cumsum(layout.counts, out=starts[1:])
+        own = layout.model_positions
         return StepBatch(
             input_ids=self._tokens.index_select(0, self._to_device(_join(layout.sources))),
-            positions=positions,
+            positions=self._to_device(_join(own)) if own else positions,
             attention=AttentionInputs(
                 positions=positions,
                 limits=limits,

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.models.base import Positions
 
 from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
@@ -25,7 +26,7 @@ class StepModel(Protocol):
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of some hidden states, ``[n, hidden]`` to ``[n, vocabulary]``."""
+        """Logits of some hidden states, ``[n, hidden]`` to ``[n, columns]``."""
         ...
 
 
@@ -71,6 +72,7 @@ class ImageDecoder:
         block_size: KV slots per block.
         vocabulary: The numberings of the model's image tokens.
         device: The model's device.
+        positions: The model's own positions, where they differ from places in the lane.
 
     Attributes:
         table: The running images.
@@ -85,9 +87,10 @@ class ImageDecoder:
         block_size: int,
         vocabulary: Vocabulary,
         device: torch.device,
+        positions: Positions | None = None,
     ) -> None:
         self.times = StepTimes()
-        self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device)
+        self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device, positions)
         self._device = device
         self._vocabulary = vocabulary
         self._batches = BatchBuilder(self.table, device)

@@ -14,6 +14,7 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingFlags
 from zipar_vllm.core.visibility import UNWRITTEN
 from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.models.base import Positions
 
 from .job import ImageJob
 from .policy import IntArray, Progress, Verification
@@ -34,6 +35,7 @@ class ImageState:
         flags: What its sampling asks for.
         first_token: Where its row of tokens begins among all rows, one after the other.
         slots: KV slot of every position, by lane.
+        model_positions: What the model calls every position, by lane; None if it calls them so too.
         grid_positions: Place in the grid of every position of the picture.
         prefilled: Prompt tokens computed so far, over all lanes.
         released: Rows handed to vLLM so far.
@@ -47,6 +49,7 @@ class ImageState:
     flags: SamplingFlags
     first_token: int
     slots: tuple[IntArray, ...]
+    model_positions: tuple[IntArray, ...] | None
     grid_positions: IntArray
     prefilled: int = 0
     released: int = 0
@@ -82,8 +85,10 @@ class StateTable:
         block_size: int,
         vocabulary: Vocabulary,
         device: torch.device,
+        positions: Positions | None = None,
     ) -> None:
         self._device = device
+        self._positions = positions
         self._vocabulary = vocabulary
         self._free = list(range(max_images - 1, -1, -1))
         self._images: dict[str, ImageState] = {}
@@ -122,6 +127,7 @@ class StateTable:
             flags=SamplingFlags.of(own_options),
             first_token=index * self.tokens.shape[1],
             slots=tuple(self._slots(own) for own in lanes),
+            model_positions=self._model_positions(job),
             grid_positions=_grid_positions(job.grid),
         )
         self._images[request_id] = image
@@ -144,6 +150,11 @@ class StateTable:
     def _slots(self, blocks: IntArray) -> IntArray:
         """The KV slots of a lane's positions."""
         return (blocks[:, None] * self.block_size + np.arange(self.block_size)).ravel()
+
+    def _model_positions(self, job: ImageJob) -> tuple[IntArray, ...] | None:
+        if self._positions is None:
+            return None
+        return tuple(self._positions(job.grid, prompt) for prompt in job.lane_prompts)
 
     def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
         grid, length = image.job.grid, len(prompt)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zipar_vllm.cpu import has_bfloat16
+from zipar_vllm.models.checkpoint import Checkpoint
 
+from .architectures import ARCHITECTURES
 from .vllm_api import current_platform
 
 SCHEDULER = "zipar_vllm.engine.scheduler.ZipARScheduler"
@@ -28,11 +30,28 @@ def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
     """Arguments for ``vllm.AsyncEngineArgs`` (or ``vllm.LLM``) that serve images from ``model``.
 
     Args:
-        model: The model's folder.
+        model: The model's folder or hub id.
         **wishes: Arguments of the caller's, which win; they may not contradict what image decoding
             needs (:func:`check_config`).
+
+    Raises:
+        UnusableModelError: the model has no ``config.json``.
     """
+    classes = model_classes(model, wishes.get("revision"))
+    if classes:
+        wishes["model_class_overrides"] = {**classes, **wishes.get("model_class_overrides", {})}
     return {**required_arguments(model), **preferred_arguments(wishes), **wishes}
+
+
+def model_classes(model: str | Path, revision: str | None = None) -> dict[str, str]:
+    """The project's own vLLM model class for a checkpoint, by its architecture; {} if none.
+
+    Raises:
+        UnusableModelError: it has no ``config.json``.
+    """
+    architecture = Checkpoint(model, revision).architecture
+    target = ARCHITECTURES.get(architecture)
+    return {architecture: target} if target else {}
 
 
 def required_arguments(model: str | Path) -> dict[str, Any]:

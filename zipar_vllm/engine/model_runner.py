@@ -99,7 +99,7 @@ class ImageModelRunner(UnusedRunnerMethods):
             return self.model(input_ids=batch.input_ids, positions=batch.positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits over the model's vocabulary."""
+        """Logits over the model's columns."""
         return self.model.compute_logits(hidden)  # type: ignore[no-any-return]
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -142,11 +142,13 @@ class ImageModelRunner(UnusedRunnerMethods):
         context = self.vllm_config.compilation_config.static_forward_context
         bind_kv_cache_to_layers(caches, context, kv_cache_groups=groups)
         self.kv_caches = list(caches.values())
+        image_model = load_spec(self.model_config.model, self.model_config.revision)
         self.decoder = ImageDecoder(
             max_images=self.vllm_config.scheduler_config.max_num_seqs,
             max_tokens=self.model_config.max_model_len,
             block_size=spec.block_size,
-            vocabulary=load_spec(self.model_config.model).vocabulary,
+            vocabulary=image_model.vocabulary,
+            positions=image_model.positions,
             device=self.device,
         )
         self._kernel = self._select_kernel(spec.block_size)

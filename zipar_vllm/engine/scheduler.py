@@ -80,7 +80,8 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         check_config(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)
-        self._vocabulary = load_spec(vllm_config.model_config.model).vocabulary
+        config = vllm_config.model_config
+        self._vocabulary = load_spec(config.model, config.revision).vocabulary
         self._images: dict[str, _Running] = {}
         self._stepping: list[str] = []
         self._sampled = 0  # tokens, since the last statistics

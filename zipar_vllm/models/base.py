@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
+
+from .checkpoint import Checkpoint
+from .sizes import Sizes
+
+Positions = Callable[[Grid, int], NDArray[np.int64]]
+"""The positions that a model gives a lane's tokens, by the picture's grid and the prompt's length.
+
+int64 ``[prompt + picture]``. Keys lie in the lane one after the other whatever these say.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +42,27 @@ class ImageModelSpec:
     """The static facts of an image model, cheap to load in every process.
 
     Attributes:
-        family: Name of the file in this package that knows the model.
+        family: Its name.
         vocabulary: The numberings of its image tokens.
-        grids: Token grid by size string (``"192x192"``: width x height in pixels).
+        sizes: The pictures it draws, and their grids.
         defaults: Options of a request that names none.
         max_prompt_tokens: Longest prompt of one lane, in tokens, special tokens included.
+        positions: Where the model's own positions differ from places in the lane; None if nowhere.
         details: Free-form facts for ``GET /v1/models`` (styles, concepts).
     """
 
     family: str
     vocabulary: Vocabulary
-    grids: Mapping[str, Grid]
+    sizes: Sizes
     defaults: ImageOptions
     max_prompt_tokens: int
+    positions: Positions | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """Token grid by size, of the sizes worth naming; the default first."""
+        return self.sizes.listed
 
 
 class ImageModel(Protocol):
@@ -67,3 +85,33 @@ class ImageModel(Protocol):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 codes ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
         ...
+
+
+class ImageModelFamily(Protocol):
+    """The class of a family's models: what the registry makes of a checkpoint."""
+
+    def read_spec(self, checkpoint: Checkpoint) -> ImageModelSpec:
+        """The static facts of a checkpoint; reads no weights.
+
+        Raises:
+            UnusableModelError: a file is missing, or is not what it should be.
+        """
+        ...
+
+    def __call__(self, checkpoint: Checkpoint, device: torch.device) -> ImageModel:
+        """Load a checkpoint's text and pixel side.
+
+        Args:
+            checkpoint: The checkpoint.
+            device: Where it renders pixels; the meta device if it is to be checked only.
+
+        Raises:
+            UnusableModelError: something is missing or does not fit.
+        """
+        ...
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels as files have them: float ``[B, 3, H, W]`` in [-1, 1] to uint8 ``[B, H, W, 3]``."""
+    shades = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return shades.permute(0, 2, 3, 1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,60 +12,64 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions, parse
 
 from .base import ImageModelSpec, Prompts
-from .fsq import FSQAutoencoder
+from .checkpoint import Checkpoint
+from .fsq import CONFIG_FILE, WEIGHTS_FILE, FSQAutoencoder
+from .sizes import FixedSizes
 
 FAMILY = "zipar-demo"
 SPEC_FILE = "image_model.json"
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(checkpoint: Checkpoint) -> dict[str, Any]:
     """The contents of ``image_model.json``.
 
     Raises:
-        ValueError: ``path`` has no such file, or it is of another family.
+        UnusableModelError: there is no such file, or it is of another family.
     """
-    file = path / SPEC_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} is no image model: it has no {SPEC_FILE}")
-    contents: dict[str, Any] = json.loads(file.read_text())
+    if checkpoint.find(SPEC_FILE) is None:
+        raise checkpoint.error(f"it is no image model: it has no {SPEC_FILE}")
+    contents = checkpoint.json(SPEC_FILE)
     family = contents.get("family")
     if family != FAMILY:
-        raise ValueError(f"{file}: family {family!r} is unknown, known is {FAMILY!r}")
+        raise checkpoint.error(f"{SPEC_FILE}: family {family!r} is unknown, known is {FAMILY!r}")
     return contents
-
-
-def make_spec(contents: Mapping[str, Any]) -> ImageModelSpec:
-    """The facts that ``image_model.json`` states."""
-    vocabulary = Vocabulary(
-        first_id=contents["image_token_start"],
-        num_codes=contents["image_token_count"],
-        row_terminator=contents["row_terminator_id"],
-    )
-    grids = {
-        grid["size"]: Grid(grid["rows"], grid["columns"], vocabulary.is_terminated)
-        for grid in contents["grids"]
-    }
-    special = len(contents["prompt_prefix_ids"]) + len(contents["prompt_suffix_ids"])
-    return ImageModelSpec(
-        family=contents["family"],
-        vocabulary=vocabulary,
-        grids=grids,
-        defaults=parse(ImageOptions, contents["defaults"]),
-        max_prompt_tokens=contents["max_text_tokens"] + special,
-        details={"styles": contents["styles"], "concepts": contents["concepts"]},
-    )
 
 
 class DemoModel:
     """Prompts as ``<prefix> text <suffix>``; the unconditional prompt has no text."""
 
-    def __init__(self, path: Path) -> None:
-        contents = read(path)
-        self.spec = make_spec(contents)
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        contents = read(checkpoint)
+        self.spec = self.read_spec(checkpoint)
         self._prefix: list[int] = contents["prompt_prefix_ids"]
         self._suffix: list[int] = contents["prompt_suffix_ids"]
-        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        self._autoencoder = FSQAutoencoder.from_pretrained(path / "vq")
+        self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
+        files = [checkpoint.file(f"vq/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        self._autoencoder = FSQAutoencoder.from_pretrained(files[0].parent).to(device)
+        self._device = device
+
+    @staticmethod
+    def read_spec(checkpoint: Checkpoint) -> ImageModelSpec:
+        """The facts that ``image_model.json`` states."""
+        contents = read(checkpoint)
+        vocabulary = Vocabulary(
+            first_id=contents["image_token_start"],
+            num_codes=contents["image_token_count"],
+            row_terminator=contents["row_terminator_id"],
+        )
+        grids = {
+            grid["size"]: Grid(grid["rows"], grid["columns"], vocabulary.is_terminated)
+            for grid in contents["grids"]
+        }
+        special = len(contents["prompt_prefix_ids"]) + len(contents["prompt_suffix_ids"])
+        return ImageModelSpec(
+            family=contents["family"],
+            vocabulary=vocabulary,
+            sizes=FixedSizes(grids),
+            defaults=parse(ImageOptions, contents["defaults"]),
+            max_prompt_tokens=contents["max_text_tokens"] + special,
+            details={"styles": contents["styles"], "concepts": contents["concepts"]},
+        )
 
     def prompts(self, text: str, negative: str | None, grid: Grid, guided: bool) -> Prompts:
         """Encode both lanes' texts; the grid is always the same."""
@@ -82,4 +83,4 @@ class DemoModel:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        return self._autoencoder.decode(codes)
+        return self._autoencoder.decode(codes.to(self._device))

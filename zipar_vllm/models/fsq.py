@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from .base import to_bytes
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PATCH = 4  # the first and last convolution work on 4x4-pixel blocks: cheap on a CPU
@@ -181,6 +183,4 @@ class FSQAutoencoder(nn.Module):
         count = self.quantizer.num_codes
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < count:
             raise ValueError(f"codes must lie in [0, {count})")
-        pixels = self.render(self.quantizer.from_codes(codes))
-        shades = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return shades.permute(0, 2, 3, 1)
+        return to_bytes(self.render(self.quantizer.from_codes(codes)))

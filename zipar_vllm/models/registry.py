@@ -1,26 +1,95 @@
-"""Find the family of a model folder."""
+"""Which family a checkpoint is of, told by its architecture, and its parts."""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import cast
 
-from . import demo
-from .base import ImageModel, ImageModelSpec
+import torch
+
+from .base import ImageModel, ImageModelFamily, ImageModelSpec
+from .checkpoint import Checkpoint
+
+FAMILIES = {
+    "LlamaForCausalLM": "zipar_vllm.models.demo:DemoModel",
+    "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
+    "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
+}
+"""A family's class by the architecture that ``config.json`` names; imported when one is met."""
+ENTRY_POINTS = "zipar_vllm.models"
+"""Group of entry points by which other packages add families; each is named as in the table."""
 
 
-def load_spec(path: str | Path) -> ImageModelSpec:
-    """The static facts of the image model in folder ``path``; reads no weights.
+def load_spec(model: str | Path, revision: str | None = None) -> ImageModelSpec:
+    """The static facts of an image model; reads no weights.
+
+    Args:
+        model: A folder, or a hub id.
+        revision: Of the hub id.
 
     Raises:
-        ValueError: the folder holds no image model of a known family.
+        UnusableModelError: it is no image model of a known family, or lacks a file.
     """
-    return demo.make_spec(demo.read(Path(path)))
+    checkpoint = Checkpoint(model, revision)
+    return _family(checkpoint).read_spec(checkpoint)
 
 
-def load_image_model(path: str | Path) -> ImageModel:
-    """Load the text and pixel side of the image model in folder ``path``.
+def load_image_model(
+    model: str | Path, revision: str | None = None, device: str | torch.device = "cpu"
+) -> ImageModel:
+    """Load the text and pixel side of an image model.
+
+    Args:
+        model: A folder, or a hub id.
+        revision: Of the hub id.
+        device: Where it renders pixels.
 
     Raises:
-        ValueError: the folder holds no image model of a known family.
+        UnusableModelError: it is no image model of a known family, or something is missing or
+            does not fit, the transformer's tensors included.
     """
-    return demo.DemoModel(Path(path))
+    checkpoint = Checkpoint(model, revision)
+    return _family(checkpoint)(checkpoint, torch.device(device))
+
+
+def default_device() -> str:
+    """Where pixels are rendered if nobody says: on the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_image_model(model: str | Path, revision: str | None = None) -> None:
+    """See whether :func:`load_image_model` can load a model; reads no weights but their headers.
+
+    Raises:
+        UnusableModelError: says what is wrong.
+    """
+    load_image_model(model, revision, "meta")
+
+
+def architectures() -> list[str]:
+    """All architectures that are known: the project's own first, then those of other packages."""
+    return [*FAMILIES, *sorted(found.name for found in entry_points(group=ENTRY_POINTS))]
+
+
+def _family(checkpoint: Checkpoint) -> ImageModelFamily:
+    name = checkpoint.architecture
+    family = _find(name)
+    if family is None:
+        known = ", ".join(architectures())
+        raise checkpoint.error(f"its architecture {name} is no image model's; known are {known}")
+    return family
+
+
+@cache
+def _find(architecture: str) -> ImageModelFamily | None:
+    own = FAMILIES.get(architecture)
+    if own is not None:
+        module, _, name = own.partition(":")
+        return cast(ImageModelFamily, getattr(import_module(module), name))
+    for found in entry_points(group=ENTRY_POINTS):
+        if found.name == architecture:
+            return cast(ImageModelFamily, found.load())
+    return None

@@ -1,0 +1,74 @@
+"""Janus-Pro in the real engine: what vLLM's layers and our loading of its weights add."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cases import assert_diverse, expected
+from tests.checkpoints.janus import VOCABULARY, JanusAsCausalModel, load_oracle, make_janus
+from zipar_vllm.models.registry import load_image_model
+from zipar_vllm.params import ImageOptions
+from zipar_vllm.prepare import PreparedImage, prepare_images
+
+from .conftest import Engine, start_engine
+
+pytestmark = pytest.mark.engine
+
+
+# For the session: an engine that goes takes the process groups of all others with it.
+@pytest.fixture(scope="session")
+def janus_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    path = tmp_path_factory.mktemp("janus")
+    make_janus(path)
+    return start_engine(path)
+
+
+def image_of(path: Path, prompt: str = "a red apple", **options: Any) -> PreparedImage:
+    return prepare_images(load_image_model(path), prompt, ImageOptions(**options), [7])[0]
+
+
+def test_raster_order_is_transformers_generate(janus_engine: Engine) -> None:
+    engine = janus_engine
+    image = image_of(engine.path, window=8, temperature=0.0)
+    prompt = torch.tensor([image.prompts.conditional])
+    codes = load_oracle(engine.path).generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_mode="image",
+        do_sample=False,
+        guidance_scale=5.0,
+    )
+    tokens = engine.generate(image).tokens
+    assert_diverse(tokens)
+    assert tokens == (codes[0] + VOCABULARY).tolist()
+
+
+def test_windows_in_a_batch(janus_engine: Engine) -> None:
+    """Guided and not, greedy and sampled, with prompts of unlike lengths."""
+    engine = janus_engine
+    model = JanusAsCausalModel(engine.path)
+    images = {
+        f"{window} {guidance}": image_of(
+            engine.path,
+            "a red apple" * window,
+            window=window,
+            guidance_scale=guidance,
+            temperature=float(guidance != 1),
+            negative_prompt="blurred" if window == 4 else None,
+        )
+        for window in (1, 4, 8)
+        for guidance in (1.0, 5.0)
+    }
+    for name, image in images.items():
+        engine.add(name, image, logprobs=True)
+    engine.run()
+    for name, image in images.items():
+        tokens, passes = expected(engine.path, engine.vocabulary, image, model=model)
+        assert_diverse(tokens)
+        assert engine.outputs[name].tokens == tokens, name
+        assert engine.outputs[name].steps == passes
+        assert len(engine.logprobs[name]) == 64

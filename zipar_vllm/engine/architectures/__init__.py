@@ -1,0 +1,11 @@
+"""Model classes that vLLM lacks, one file each; imported where such a model is loaded."""
+
+ARCHITECTURES = {
+    "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
+    "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
+}
+"""vLLM model class by the architecture that ``config.json`` names.
+
+They take the place of vLLM's in engines started with
+:func:`~zipar_vllm.engine.arguments.engine_arguments` alone, by ``model_class_overrides``.
+"""

@@ -1,0 +1,24 @@
+"""vLLM's names that model classes are built of, apart from :mod:`.vllm_api`.
+
+They are imported where a model of :mod:`.architectures` is loaded, and nowhere before.
+"""
+
+from __future__ import annotations
+
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.llama import LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
+
+__all__ = [
+    "AutoWeightsLoader",
+    "LlamaForCausalLM",
+    "LlamaModel",
+    "LogitsProcessor",
+    "ParallelLMHead",
+    "SupportsQuant",
+    "VllmConfig",
+    "maybe_prefix",
+]

@@ -1,0 +1,156 @@
+"""A checkpoint's files, in a folder or in the hub's cache: read, and checked before they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from zipar_vllm.errors import UnusableModelError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """Finds a model's files as vLLM does: in a folder of that name, else on the Hugging Face hub.
+
+    Files of the hub are downloaded into its cache; with ``HF_HUB_OFFLINE`` set they have to be
+    there already.
+
+    Args:
+        model: A folder, or a hub id.
+        revision: Of the hub id; None is its main branch.
+    """
+
+    def __init__(self, model: str | Path, revision: str | None = None) -> None:
+        self.model = str(model)
+        self.revision = revision
+
+    def error(self, problem: str) -> UnusableModelError:
+        """The error that names this model and what is wrong with it."""
+        return UnusableModelError(f"{self.model}: {problem}")
+
+    def file(self, name: str) -> Path:
+        """The local path of a file, downloaded where it has to be.
+
+        Raises:
+            UnusableModelError: there is no such file.
+        """
+        path = self.find(name)
+        if path is None:
+            if Path(self.model).exists():
+                raise self.error(f"{name} is missing in the folder")
+            raise self.error(f"no such folder, and no {name} on the hub or in its local cache")
+        return path
+
+    def find(self, name: str) -> Path | None:
+        """The local path of a file, or None."""
+        if Path(self.model).exists():
+            path = Path(self.model) / name
+            return path if path.is_file() else None
+        try:
+            return Path(hf_hub_download(self.model, name, revision=self.revision))
+        except (HfHubHTTPError, OSError, ValueError):  # not there, or no hub id, or offline
+            return None
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The contents of a JSON file.
+
+        Raises:
+            UnusableModelError: there is no such file, or it is not JSON.
+        """
+        path = self.file(name)
+        try:
+            contents: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise self.error(f"{name} is not JSON ({error})") from None
+        return contents
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of ``config.json``."""
+        return self.json(CONFIG)
+
+    def parse_config(self, kind: Any) -> Any:
+        """``config.json`` as one of transformers' configurations, which fills in what it lacks.
+
+        Raises:
+            UnusableModelError: a value has the wrong type.
+        """
+        try:
+            return kind.from_dict(self.config)
+        except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:
+            raise self.error(f"{CONFIG}: {' '.join(str(error).split())}") from None
+
+    @property
+    def architecture(self) -> str:
+        """The model class that the checkpoint was saved by."""
+        names = self.config.get("architectures") or ["none"]
+        return str(names[0])
+
+    def check(self, tensors: Mapping[str, torch.Size]) -> None:
+        """See that all tensors are there, without reading them.
+
+        Args:
+            tensors: Their shapes by name.
+
+        Raises:
+            UnusableModelError: one is missing, or has another shape.
+        """
+        for name, expected in tensors.items():
+            if name not in self._tensors:
+                raise self.error(f"tensor {name} is missing in its weights")
+            found = self._tensors[name][1]
+            if found != expected:
+                raise self.error(
+                    f"tensor {name} has shape {list(found)}, needed is {list(expected)}"
+                )
+
+    def load(self, module: nn.Module, prefix: str, device: torch.device) -> None:
+        """Give a module its weights, in float32, and make it one for inference.
+
+        Args:
+            module: Built on the meta device.
+            prefix: Of its tensors' names in the checkpoint.
+            device: Where its weights go; on the meta device they are checked only.
+
+        Raises:
+            UnusableModelError: a tensor is missing, or has another shape.
+        """
+        names = {prefix + name: name for name in module.state_dict()}
+        shapes = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+        self.check(shapes)
+        if device.type != "meta":
+            weights: dict[str, torch.Tensor] = {}
+            for file in sorted({self._tensors[name][0] for name in names}):
+                with safe_open(file, framework="pt") as shard:
+                    for name in set(names) & set(shard.keys()):
+                        weights[names[name]] = shard.get_tensor(name).to(device, torch.float32)
+            module.load_state_dict(weights, assign=True)
+        module.eval().requires_grad_(False)
+
+    @cached_property
+    def _tensors(self) -> dict[str, tuple[Path, torch.Size]]:
+        """File and shape of every tensor, as the files' headers tell."""
+        index = self.find(WEIGHTS_INDEX)
+        names = {WEIGHTS} if index is None else set(self.json(WEIGHTS_INDEX)["weight_map"].values())
+        tensors = {}
+        for name in sorted(names):
+            file = self.file(name)
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    for tensor in shard.keys():  # noqa: SIM118 (not a mapping)
+                        tensors[tensor] = file, torch.Size(shard.get_slice(tensor).get_shape())
+            except SafetensorError as error:
+                raise self.error(f"{name} is damaged ({error})") from None
+        return tensors
