@@ -17,7 +17,13 @@ from zipar_vllm.models import DEMO_PATH
 def options(**wishes: Any) -> Namespace:
     """Parsed options of vLLM's, as its defaults and ours leave them."""
     defaults = dict.fromkeys(RANKS, 1) | required_arguments(DEMO_PATH)
-    usual = {"dtype": "auto", "distributed_executor_backend": None}
+    usual = {
+        "model_tag": str(DEMO_PATH),
+        "revision": None,
+        "model_class_overrides": {},
+        "dtype": "auto",
+        "distributed_executor_backend": None,
+    }
     return Namespace(**defaults | usual | wishes)
 
 
@@ -90,9 +96,15 @@ def test_what_image_decoding_needs_cannot_be_undone() -> None:
     assert problem == f"--scheduler-cls: got another, image decoding needs {SCHEDULER}"
 
 
+def test_a_folder_without_a_model_is_told_of(tmp_path: Path) -> None:
+    problem = serve.complete(options(model_tag=str(tmp_path)))
+    assert problem is not None
+    assert problem.startswith(f"{tmp_path}: ")
+
+
 def test_bad_limits_end_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "set_environment", lambda: None)
     monkeypatch.setattr(serve, "preload_engine", lambda: pytest.fail("too far"))
-    monkeypatch.delenv("ZIPAR_IMAGE_TIMEOUT", raising=False)
+    monkeypatch.setenv("ZIPAR_IMAGE_TIMEOUT", "0")  # restored afterwards
     with pytest.raises(SystemExit, match="--image-timeout: got '-1'"):
         serve.main(["--image-timeout", "-1"])
