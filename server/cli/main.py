@@ -12,6 +12,8 @@ from zipar_vllm.version import __version__
 COMMANDS = {
     "serve": "serve images over HTTP",
     "generate": "generate pictures without a server",
+    "models": "tell sizes, defaults, steps and memory of image models",
+    "check": "see whether a checkpoint is complete",
 }
 
 
