@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "generate pictures without a server",
     "models": "tell sizes, defaults, steps and memory of image models",
     "check": "see whether a checkpoint is complete",
+    "convert": "make a checkpoint in its authors' own layout one that can be served",
 }
 
 
