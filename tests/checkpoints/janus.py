@@ -52,8 +52,14 @@ def make_tokenizer(size: str) -> Tokenizer:
     return tokenizer
 
 
-def make_config(size: str, side: int) -> JanusConfig:
+def make_config(size: str, side: int, published_pixels: bool) -> JanusConfig:
     hidden = 64
+    small = {
+        "latent_channels": 32,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1, 1, 1, 1],
+        "num_res_blocks": 1,
+    }
     return JanusConfig(
         text_config=LlamaConfig(
             vocab_size=VOCABULARY,
@@ -80,21 +86,28 @@ def make_config(size: str, side: int) -> JanusConfig:
         vq_config=JanusVQVAEConfig(
             embed_dim=8,
             num_embeddings=CODES,
-            latent_channels=32,
-            base_channels=32,
-            channel_multiplier=[1, 1, 1, 1, 1],
-            num_res_blocks=1,
             projection_dim=hidden,
             image_token_embed_dim=hidden,
+            **({} if published_pixels else small),
         ),
         image_token_id=special_ids(size)["<image_placeholder>"],
     )
 
 
-def make_janus(path: Path, *, size: str = "1B", side: int = 8, shards: bool = False) -> None:
-    """Save a checkpoint of ``side`` x ``side`` tokens, whose greedy pictures are diverse."""
+def make_janus(
+    path: Path,
+    *,
+    size: str = "1B",
+    side: int = 8,
+    shards: bool = False,
+    published_pixels: bool = False,
+) -> None:
+    """Save a checkpoint of ``side`` x ``side`` tokens, whose greedy pictures are diverse.
+
+    ``published_pixels``: with the VQ decoder's real widths, which the authors' layout cannot tell.
+    """
     torch.manual_seed(0)
-    model = JanusForConditionalGeneration(make_config(size, side)).eval()
+    model = JanusForConditionalGeneration(make_config(size, side, published_pixels)).eval()
     with torch.no_grad():
         for name, weight in model.model.named_parameters():
             if name.startswith(("language_model.layers", "generation_")) and weight.dim() == 2:

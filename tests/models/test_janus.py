@@ -173,3 +173,13 @@ def test_what_only_reads_images_may_be_missing(copy: Path) -> None:
         ]
     )(copy)
     check_image_model(copy)
+
+
+def test_a_quantised_transformer_is_vllms_to_check(copy: Path) -> None:
+    change_tensors(lambda tensors: tensors.pop(HEAD))(copy)
+    change_json("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}))(
+        copy
+    )
+    check_image_model(copy)
+    change_tensors(lambda tensors: tensors.pop(PIXELS))(copy)
+    assert problem_of(copy).startswith(f"tensor {PIXELS} is missing")

@@ -101,7 +101,7 @@ def write(name: str, text: str) -> Callable[[Path], None]:
         (drop("tokenizer.json"), "tokenizer.json is missing in the folder"),
         (drop("vq/model.safetensors"), "vq/model.safetensors is missing in the folder"),
         (write("config.json", "{"), "config.json is not JSON"),
-        (write("config.json", "{}"), "its architecture none is no image model's; known are Llama"),
+        (write("config.json", "{}"), "its architecture none cannot be served, known are Llama"),
         (
             write("image_model.json", '{"family": "x"}'),
             "image_model.json: family 'x' is unknown, known is 'zipar-demo'",

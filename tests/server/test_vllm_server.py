@@ -68,7 +68,7 @@ def test_a_state_without_a_server_is_not_started() -> None:
     ("config", "problem"),
     [
         (None, "config.json is missing in the folder"),
-        ("{}", "its architecture none is no image model's; known are LlamaForCausalLM, "),
+        ("{}", "its architecture none cannot be served, known are LlamaForCausalLM, "),
         ('{"architectures": ["LlamaForCausalLM"]}', "it is no image model: it has no image_model"),
     ],
 )

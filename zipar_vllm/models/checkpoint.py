@@ -99,7 +99,9 @@ class Checkpoint:
         return str(names[0])
 
     def check(self, tensors: Mapping[str, torch.Size]) -> None:
-        """See that all tensors are there, without reading them.
+        """See that the transformer's tensors are there, without reading them.
+
+        Nothing is said of a quantised checkpoint, whose tensors have other names: vLLM knows them.
 
         Args:
             tensors: Their shapes by name.
@@ -107,6 +109,10 @@ class Checkpoint:
         Raises:
             UnusableModelError: one is missing, or has another shape.
         """
+        if "quantization_config" not in self.config:
+            self._require(tensors)
+
+    def _require(self, tensors: Mapping[str, torch.Size]) -> None:
         for name, expected in tensors.items():
             if name not in self._tensors:
                 raise self.error(f"tensor {name} is missing in its weights")
@@ -129,7 +135,7 @@ class Checkpoint:
         """
         names = {prefix + name: name for name in module.state_dict()}
         shapes = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
-        self.check(shapes)
+        self._require(shapes)
         if device.type != "meta":
             weights: dict[str, torch.Tensor] = {}
             for file in sorted({self._tensors[name][0] for name in names}):

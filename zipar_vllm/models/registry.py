@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,10 @@ FAMILIES = {
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
 }
 """A family's class by the architecture that ``config.json`` names; imported when one is met."""
+CONVERTERS = {
+    "MultiModalityCausalLM": "zipar_vllm.models.janus_original:convert",
+}
+"""What makes other layouts ones of these families, by the architecture they name."""
 ENTRY_POINTS = "zipar_vllm.models"
 """Group of entry points by which other packages add families; each is named as in the table."""
 
@@ -69,6 +73,29 @@ def check_image_model(model: str | Path, revision: str | None = None) -> None:
     load_image_model(model, revision, "meta")
 
 
+def convert(model: str | Path, target: Path, revision: str | None = None) -> None:
+    """Write a checkpoint in its authors' own layout as one of a family that can be served.
+
+    Args:
+        model: A folder, or a hub id.
+        target: A folder that does not exist yet.
+        revision: Of the hub id.
+
+    Raises:
+        UnusableModelError: there is no converter for its architecture, or a file is missing.
+        FileExistsError: there is such a folder.
+    """
+    checkpoint = Checkpoint(model, revision)
+    converter = CONVERTERS.get(checkpoint.architecture)
+    if converter is None:
+        known = ", ".join(CONVERTERS)
+        raise checkpoint.error(
+            f"its architecture {checkpoint.architecture} has no converter; known are {known}"
+        )
+    target.mkdir(parents=True)
+    _load(converter)(checkpoint, target)
+
+
 def architectures() -> list[str]:
     """All architectures that are known: the project's own first, then those of other packages."""
     return [*FAMILIES, *sorted(found.name for found in entry_points(group=ENTRY_POINTS))]
@@ -79,7 +106,10 @@ def _family(checkpoint: Checkpoint) -> ImageModelFamily:
     family = _find(name)
     if family is None:
         known = ", ".join(architectures())
-        raise checkpoint.error(f"its architecture {name} is no image model's; known are {known}")
+        hint = (
+            ": convert it first, by zipar convert" if name in CONVERTERS else f", known are {known}"
+        )
+        raise checkpoint.error(f"its architecture {name} cannot be served{hint}")
     return family
 
 
@@ -87,9 +117,13 @@ def _family(checkpoint: Checkpoint) -> ImageModelFamily:
 def _find(architecture: str) -> ImageModelFamily | None:
     own = FAMILIES.get(architecture)
     if own is not None:
-        module, _, name = own.partition(":")
-        return cast(ImageModelFamily, getattr(import_module(module), name))
+        return cast(ImageModelFamily, _load(own))
     for found in entry_points(group=ENTRY_POINTS):
         if found.name == architecture:
             return cast(ImageModelFamily, found.load())
     return None
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

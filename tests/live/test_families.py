@@ -1,0 +1,175 @@
+"""Published families over HTTP, by hub ids from an offline cache, as if they were downloaded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.checkpoints import emu3, janus
+from tests.hub import put_into_cache
+from zipar_vllm.models.base import Prompts
+from zipar_vllm.models.registry import load_image_model
+
+from .conftest import Server, start_server
+
+pytestmark = pytest.mark.live
+
+OPTIONS = [
+    *("--dtype", "float32"),
+    *("--max-model-len", "1024"),
+    *("--kv-cache-memory-bytes", str(32 << 20)),
+    "--enforce-eager",
+    "--nearest-size",
+]
+
+
+def draw_janus(path: Path, prompts: Prompts) -> torch.Tensor:
+    oracle, ids = janus.load_oracle(path), torch.tensor([prompts.conditional])
+    options: dict[str, Any] = {"do_sample": False, "guidance_scale": 5.0}
+    mask = torch.ones_like(ids)
+    codes = oracle.generate(ids, attention_mask=mask, generation_mode="image", **options)
+    pixels: torch.Tensor = oracle.decode_image_tokens(codes)[0]
+    return pixels
+
+
+def draw_emu3(path: Path, prompts: Prompts) -> torch.Tensor:
+    oracle = emu3.load_oracle(path)
+    tokens = emu3.generate(oracle, prompts, rows=8, columns=8, guidance=3.0)
+    codes = torch.tensor(tokens).view(1, 8, 9)[:, :, :8] - emu3.FIRST_ID
+    pixels: torch.Tensor = oracle.model.vqmodel.decode(codes)[0].permute(1, 2, 0)
+    return pixels
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the tests know of one; its default grid has 8 x 8 tokens.
+
+    Attributes:
+        make: Saves a small checkpoint.
+        draw: Transformers' greedy picture of prompts, in [-1, 1].
+        size, window: Its defaults.
+        wanted, other: A size to ask for, and the one that is drawn then.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    draw: Callable[[Path, Prompts], torch.Tensor]
+    size: str
+    window: int
+    wanted: str
+    other: str
+
+
+FAMILIES = [
+    Family("janus-pro", janus.make_janus, draw_janus, "128x128", 2, "1024x1024", "128x128"),
+    Family("emu3", emu3.make_emu3, draw_emu3, "64x64", 7, "97x50", "96x48"),
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    found: Family = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def path(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(family.name) / "checkpoint"
+    family.make(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(family: Family, path: Path) -> Iterator[Server]:
+    cache, model = path.parent / "hub", f"somebody/{family.name}"
+    put_into_cache(path, model, cache)
+    server = start_server(
+        path.parent / "server.log",
+        *OPTIONS,
+        model=model,
+        environment={"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+    )
+    yield server
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(90) == 0, server.log.read_text()[-2000:]
+
+
+def post(server: Server, **fields: Any) -> httpx.Response:
+    url = f"{server.url}/v1/images/generations"
+    return httpx.post(url, json={"prompt": "a red apple", **fields}, timeout=60)
+
+
+def pixels(answer: httpx.Response) -> np.ndarray[Any, Any]:
+    file = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def test_it_says_what_it_offers(server: Server, family: Family) -> None:
+    (model, _) = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert model["id"] == f"somebody/{family.name}"
+    assert (model["zipar"]["family"], model["zipar"]["sizes"][0]) == (family.name, family.size)
+    assert model["zipar"]["defaults"]["window"] == family.window
+
+
+def test_a_default_request_and_its_seed_again(server: Server, family: Family) -> None:
+    first, again, other = (post(server, seed=seed) for seed in (1, 1, 2))
+    answer = first.json()
+    assert (answer["size"], answer["zipar"]["window"]) == (family.size, family.window)
+    assert answer["zipar"]["steps"] == 8 + 7 * family.window
+    assert answer["usage"]["output_tokens"] == 64
+    assert np.array_equal(pixels(first), pixels(again))
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
+def test_a_greedy_picture_is_transformers(server: Server, family: Family, path: Path) -> None:
+    model = load_image_model(path)
+    prompts = model.prompts("a red apple", None, model.spec.grids[family.size], guided=True)
+    with torch.no_grad():
+        expected = (family.draw(path, prompts).clamp(-1, 1) + 1) * 127.5
+    got = pixels(post(server, temperature=0.0, zipar={"window": 8}))
+    assert np.abs(got - expected.numpy()).max() < 0.5 + 127.5 * 1e-4
+
+
+def test_a_negative_prompt_and_another_guidance_change_it(server: Server) -> None:
+    plain, negative, unguided = (
+        pixels(post(server, seed=1, **fields))
+        for fields in ({}, {"negative_prompt": "dogs"}, {"guidance_scale": 1.0})
+    )
+    assert not np.array_equal(plain, negative)
+    assert not np.array_equal(plain, unguided)
+
+
+def test_streaming_with_partial_images(server: Server) -> None:
+    answer = post(server, seed=1, stream=True, partial_images=2)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:5] == "data:"]
+    kinds = [event["type"].rpartition(".")[2] for event in events]
+    assert kinds == ["partial_image", "partial_image", "completed"]
+    assert events[-1]["b64_json"] == post(server, seed=1).json()["data"][0]["b64_json"]
+
+
+def test_another_size_is_the_nearest_that_it_draws(server: Server, family: Family) -> None:
+    answer = post(server, size=family.wanted)
+    assert answer.json()["size"] == family.other
+    height, width, _ = pixels(answer).shape
+    assert f"{width}x{height}" == family.other
+
+
+def test_a_size_that_can_never_fit_is_refused(server: Server, family: Family) -> None:
+    if family.other == family.size:
+        pytest.skip("has one size")
+    answer = post(server, size="512x512")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "size"
+    assert "max_model_len is 1024" in answer.json()["error"]["message"]

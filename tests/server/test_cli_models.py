@@ -1,0 +1,53 @@
+"""What ``zipar models`` and ``zipar check`` say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.cli import check, models
+from tests.checkpoints.emu3 import make_emu3
+from zipar_vllm.models import DEMO_PATH
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("emu3")
+    make_emu3(path)
+    return path
+
+
+def test_the_architectures_that_can_be_served(capsys: pytest.CaptureFixture[str]) -> None:
+    models.main([])
+    names = capsys.readouterr().out.split()
+    assert "JanusForConditionalGeneration" in names
+    assert "Emu3ForConditionalGeneration" in names
+
+
+def test_a_models_sizes_steps_and_memory(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models.main([str(path)])
+    name, defaults, header, default, *others = capsys.readouterr().out.splitlines()
+    assert name == f"{path}: emu3"
+    assert defaults == "  guidance_scale 3, temperature 1, top_k 2048, top_p 1, window 7"
+    assert header.split()[:4] == ["size", "grid", "steps", "raster"]
+    # Keys and values, 2 layers, 1 head of 16 numbers of 4 bytes; 2 lanes of 64 + 72 tokens.
+    megabytes = round(2 * 2 * 16 * 4 * 2 * (64 + 72) / 2**20)
+    assert default.split() == ["64x64", "8", "x", "8", "57", "64", str(megabytes), "MiB"]
+    assert len(others) == 6
+
+
+def test_the_embedded_model_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    check.main([str(DEMO_PATH)])
+    assert capsys.readouterr().out == f"{DEMO_PATH}: a complete checkpoint of zipar-demo\n"
+
+
+@pytest.mark.parametrize("command", [check.main, models.main], ids=["check", "models"])
+def test_what_is_no_model_is_told_of_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: object
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command([str(tmp_path)])  # type: ignore[operator]
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"error: {tmp_path}: config.json is missing in the folder")
