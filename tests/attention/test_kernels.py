@@ -93,3 +93,11 @@ def test_selection():
     assert isinstance(select_kernel(cpu, torch.float16, 2, 64, 32), TorchAttention)
     expected = TorchAttention if cpu_attention.load_library() is None else CPUAttention
     assert isinstance(select_kernel(cpu, torch.bfloat16, 2, 64, 32), expected)
+
+
+def test_the_torch_kernel_takes_wider_slots():
+    """As a GPU has them for heads of 100, should Triton be missing there."""
+    shape = Shape(4, 2, 100, 16, torch.float32, width=104)
+    kernel, lanes = make_kernel("torch", shape), Lanes(shape, seed=1)
+    for positions in (np.arange(20), np.array([22, 40])):
+        assert_close(lanes.step(kernel, [(5, positions)], num_decoding=1), shape.dtype)

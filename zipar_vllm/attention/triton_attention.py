@@ -9,8 +9,8 @@ Which tiles there are stands in a table on the device, and launches depend on no
 number of inputs and the tile's size. So a captured launch serves any batch of that shape
 (:meth:`TritonMetadata.copy_`).
 
-It imports torch and triton only, as the kernels do (``triton_kernels.py``). Source of the split over keys: "Flash-Decoding for long-context
-inference" (Dao et al., 2023).
+It imports torch and triton only, as the kernels do (``triton_kernels.py``). Source of the split
+over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
 """
 
 from __future__ import annotations
@@ -230,6 +230,16 @@ class TritonAttention:
                 ROWS=rows,
                 **head,
             )
+
+
+def supports(dtype: torch.dtype, heads_per_kv_head: int, head_size: int, block_size: int) -> bool:
+    """Whether the kernel is written for such a model."""
+    return (
+        dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and 16 <= head_size <= 256
+        and block_size % 16 == 0
+        and heads_per_kv_head <= tile_rows(heads_per_kv_head, head_size, dtype)
+    )
 
 
 def tile_rows(rows: int, head_size: int, dtype: torch.dtype) -> int:
