@@ -1,9 +1,15 @@
 """What of ``make bench-gpu`` needs no GPU."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import kernel as kernel_benchmark
+from tests.interpreted import has_gpu
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,3 +31,21 @@ def test_the_kernel_compiles_for_every_gpu_within_its_bounds():
     for capability in (80, 86, 89, 90, 100, 120):
         for kernel in ("write", "attend", "merge"):
             assert any(line.startswith(f"sm_{capability} {kernel} ") for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_kernel_s_benchmark_runs(tmp_path):
+    """Tried out on a CPU, under the interpreter: what it compares gives the same numbers."""
+    device = "cuda" if has_gpu() else "cpu"
+    words = f"--device {device} --dtype float32 --output {tmp_path} --lanes 2 --rows 6 --columns 12"
+    words += " --window 3 --heads 4 --kv-heads 2 --head-size 64"
+    failed = kernel_benchmark.main(words.split())
+    listing = json.loads((tmp_path / "kernel.json").read_text())
+    records = {record["what"]: record for record in listing}
+    needs_gpu = [] if has_gpu() else ["this kernel, captured"]
+    assert failed == len(needs_gpu)
+    assert [what for what, record in records.items() if record["failed"]] == needs_gpu
+    for what in ("this kernel", "SDPA, the same mask", "FlexAttention, the same mask"):
+        assert records[what]["largest_error"] < 1e-5, what
+    assert records["this kernel"]["queries"] == 4
+    assert "| 2 | this kernel |" in (tmp_path / "kernel.md").read_text()
