@@ -64,6 +64,7 @@ ENV HOME=/home/vllm \
     VLLM_CACHE_ROOT=/cache/vllm \
     TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     TRITON_CACHE_DIR=/cache/triton \
+    FLASHINFER_WORKSPACE_BASE=/cache/flashinfer \
     VLLM_NO_USAGE_STATS=1 \
     VLLM_PLUGINS=zipar,zipar_images
 USER 2000:0

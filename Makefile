@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-fast lint lint-deploy types format train bench load soak lock lock-cuda wheel clean
+.PHONY: help setup serve test test-fast lint lint-deploy types format train bench bench-gpu load soak lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ train: $(STAMP)  ## the demo model's recipe, from the data to the files, in buil
 
 bench: $(STAMP)  ## measure ZipAR beside stock vLLM
 	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-gpu: $(STAMP)  ## on a GPU: the kernels' tests, what they compile to, attention alone
+	-$(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py
+	-$(BIN)/python -m benchmarks.gpu.compiled --processes 8
+	-$(BIN)/python -m benchmarks.gpu.kernel $(ARGS)
 
 $(VENV)-load/.installed: requirements/load.txt
 	@test -x $(VENV)-load/bin/python || $(PYTHON) -m venv $(VENV)-load

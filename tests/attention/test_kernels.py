@@ -1,34 +1,14 @@
 """Every kernel against dense float64 attention that is written straight from the rule."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 
+from tests.attention.lanes import TABLE_ROWS, Lanes, Shape, assert_close
 from zipar_vllm.attention import cpu_attention
 from zipar_vllm.attention.cpu_attention import CPUAttention
-from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.attention.torch_attention import TorchAttention
-from zipar_vllm.core.visibility import UNWRITTEN
-
-TABLE_ROWS = 9
-BLOCKS_PER_LANE = 6
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-
-
-@dataclass
-class Shape:
-    heads: int
-    kv_heads: int
-    head_size: int
-    block_size: int
-    dtype: torch.dtype
-
-    @property
-    def scale(self):
-        return 0.8 * self.head_size**-0.5
 
 
 def make_kernel(name, shape):
@@ -38,102 +18,6 @@ def make_kernel(name, shape):
     if library is None:
         pytest.skip("no C++ compiler here to build the CPU kernel with")
     return CPUAttention(library)
-
-
-class Lanes:
-    """Sequences with paged caches, and a plain copy of every key and value that was written."""
-
-    def __init__(self, shape, seed):
-        self.shape = shape
-        self.rng = np.random.default_rng(seed)
-        self.slots = BLOCKS_PER_LANE * shape.block_size
-        blocks = TABLE_ROWS * BLOCKS_PER_LANE + 3
-        order = self.rng.permutation(blocks)[: TABLE_ROWS * BLOCKS_PER_LANE]
-        self.block_table = torch.from_numpy(order.reshape(TABLE_ROWS, BLOCKS_PER_LANE).copy())
-        self.orders = torch.full((TABLE_ROWS, self.slots), UNWRITTEN, dtype=torch.int32)
-        self.steps = 0
-        torch.manual_seed(seed)
-        size = (blocks, shape.kv_heads, shape.block_size, 2 * shape.head_size)
-        self.cache = (torch.randn(size) * 300).to(shape.dtype)  # leftovers of other sequences
-        self.known = {}
-
-    def step(self, kernel, inputs, num_decoding, orders=None, limits=None):
-        """Feed ``[(lane, positions)]``; returns outputs and what they should be.
-
-        Orders and limits are the number of the step if they are not given, one per input.
-        """
-        shape = self.shape
-        counts = [len(positions) for _, positions in inputs]
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        rows = np.repeat([row for row, _ in inputs], counts)
-        positions = torch.from_numpy(np.concatenate([p for _, p in inputs]).astype(np.int64))
-        self.steps += 1
-        orders = np.full(len(positions), self.steps) if orders is None else orders
-        limits = orders if limits is None else limits
-        orders, limits = (torch.from_numpy(part.astype(np.int32)) for part in (orders, limits))
-        self.orders[torch.from_numpy(rows), positions] = orders
-        block = self.block_table[torch.from_numpy(rows), positions // shape.block_size]
-        step = AttentionInputs(
-            positions=positions,
-            limits=limits,
-            slot_mapping=block * shape.block_size + positions % shape.block_size,
-            lanes=np.array([row for row, _ in inputs], dtype=np.int64),
-            lane_starts=starts,
-            last_positions=np.array([max(p) for _, p in inputs], dtype=np.int64),
-            num_decoding=num_decoding,
-            orders=self.orders,
-            block_table=self.block_table,
-            block_size=shape.block_size,
-        )
-        n, size = len(positions), shape.head_size
-        qkv = torch.randn(n, (shape.heads + 2 * shape.kv_heads) * size).to(shape.dtype)
-        query, key, value = (
-            part.view(n, -1, size)
-            for part in qkv.split(
-                [shape.heads * size, shape.kv_heads * size, shape.kv_heads * size], dim=1
-            )
-        )
-        for index, (row, position) in enumerate(zip(rows, positions.tolist(), strict=True)):
-            known = key[index].double(), value[index].double(), int(orders[index])
-            self.known[int(row), position] = known
-        output = torch.full((n, shape.heads, size), float("nan"), dtype=shape.dtype)
-        kernel.run(query, key, value, self.cache, kernel.prepare(step), shape.scale, output)
-        return output, self._expected(query, rows, positions.tolist(), limits.tolist())
-
-    def _expected(self, query, rows, positions, limits):
-        """One query at a time over the keys it may see."""
-        group = self.shape.heads // self.shape.kv_heads
-        lanes = {}
-        for row in set(rows.tolist()):
-            own = [
-                (at, self.known[row, at])
-                for at in sorted(p for lane, p in self.known if lane == row)
-            ]
-            keys, values = (torch.stack([kv[i] for _, kv in own]) for i in (0, 1))
-            lanes[row] = (
-                np.array([(at, kv[2]) for at, kv in own]),
-                keys.repeat_interleave(group, dim=1),
-                values.repeat_interleave(group, dim=1),
-            )
-        outputs = []
-        for q, row, position, limit in zip(
-            query.double(), rows.tolist(), positions, limits, strict=True
-        ):
-            at, keys, values = lanes[row]
-            seen = torch.from_numpy((at[:, 0] <= position) & (at[:, 1] <= limit))
-            scores = torch.einsum("hd,khd->hk", q, keys[seen]) * self.shape.scale
-            outputs.append(torch.einsum("hk,khd->hd", scores.softmax(-1), values[seen]))
-        return torch.stack(outputs)
-
-    def some(self, count):
-        return np.sort(self.rng.choice(self.slots, count, replace=False))
-
-
-def assert_close(result, dtype):
-    output, expected = result
-    torch.testing.assert_close(
-        output.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
-    )
 
 
 @pytest.mark.parametrize("kernel_name", ["torch", "cpu"])
@@ -209,3 +93,11 @@ def test_selection():
     assert isinstance(select_kernel(cpu, torch.float16, 2, 64, 32), TorchAttention)
     expected = TorchAttention if cpu_attention.load_library() is None else CPUAttention
     assert isinstance(select_kernel(cpu, torch.bfloat16, 2, 64, 32), expected)
+
+
+def test_the_torch_kernel_takes_wider_slots():
+    """As a GPU has them for heads of 100, should Triton be missing there."""
+    shape = Shape(4, 2, 100, 16, torch.float32, width=104)
+    kernel, lanes = make_kernel("torch", shape), Lanes(shape, seed=1)
+    for positions in (np.arange(20), np.array([22, 40])):
+        assert_close(lanes.step(kernel, [(5, positions)], num_decoding=1), shape.dtype)

@@ -50,6 +50,7 @@ class Room:
         kernel: Attention kernel, None for the usual one.
         positions: As :class:`ImageDecoder` has them.
         model: Runs in place of the folder's Llama.
+        device: Where the model runs.
     """
 
     def __init__(
@@ -59,10 +60,13 @@ class Room:
         kernel: AttentionKernel | None = None,
         positions: Positions | None = None,
         model: Any = None,
+        device: torch.device | None = None,
     ):
+        device = device or torch.device("cpu")
+        model = model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
         self._model = TransformersModel(
-            model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(),
+            model.to(device),
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             kernel=kernel,
@@ -72,7 +76,7 @@ class Room:
             max_tokens=1024,
             block_size=BLOCK_SIZE,
             vocabulary=self.vocabulary,
-            device=torch.device("cpu"),
+            device=device,
             positions=positions,
         )
         self._free = list(range(NUM_BLOCKS))

@@ -7,9 +7,10 @@ import inspect
 from pathlib import Path
 
 import pytest
+from vllm.model_executor.warmup import kernel_warmup, mamba_triton_warmup
 from vllm.platforms import cpu
 
-from zipar_vllm.engine import vllm_api
+from zipar_vllm.engine import vllm_api, worker
 from zipar_vllm.engine.kv_cache import ImageKVCacheManager
 from zipar_vllm.engine.messages import ImageSchedulerOutput
 from zipar_vllm.engine.model_runner import ImageModelRunner
@@ -25,6 +26,16 @@ def names_used_on_runner(source: str) -> set[str]:
     return names
 
 
+def names_used_on(parameter: str, function: object) -> set[str]:
+    """Attributes that a function's source reads from one of its parameters."""
+    tree = ast.parse(inspect.getsource(function))  # type: ignore[arg-type]
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == parameter
+    }
+
+
 def names_of_runner() -> set[str]:
     source = ast.parse(inspect.getsource(ImageModelRunner))
     assigned = {
@@ -35,11 +46,34 @@ def names_of_runner() -> set[str]:
     return set(dir(ImageModelRunner)) | assigned
 
 
-@pytest.mark.parametrize("worker", [vllm_api.Worker, vllm_api.CPUWorker])
-def test_runner_has_every_name_its_worker_uses(worker: type) -> None:
-    used = names_used_on_runner(Path(inspect.getfile(worker)).read_text())
+@pytest.mark.parametrize("theirs", [vllm_api.Worker, vllm_api.CPUWorker])
+def test_runner_has_every_name_its_worker_uses(theirs: type) -> None:
+    used = names_used_on_runner(Path(inspect.getfile(theirs)).read_text())
     assert "warming_up_model" in used or "execute_model" in used
     assert used - names_of_runner() == set()
+
+
+def test_runner_has_every_name_that_a_gpu_worker_s_warm_up_uses() -> None:
+    """On CUDA: for every model, and where FlashInfer is installed, as vLLM's image has it."""
+    used = names_used_on("worker.model_runner", kernel_warmup.kernel_warmup)
+    assert {"attn_groups", "jit_warmup_registry", "kv_cache_config"} <= used
+    used |= names_used_on("runner", kernel_warmup._flashinfer_autotune_token_counts)
+    used |= names_used_on("runner", mamba_triton_warmup._has_mamba_style_cache)
+    assert used - names_of_runner() == set()
+
+
+def test_gpu_worker_does_not_warm_up_vllm_s_second_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would feed it text requests."""
+    gpu = Path(inspect.getfile(vllm_api.Worker)).read_text()
+    assert "if self.use_v2_model_runner:" in gpu.partition("warmup_kernels(")[0][-300:]
+
+    def init(self: object, *args: object) -> None:
+        self.use_v2_model_runner = True  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(vllm_api.Worker, "__init__", init)
+    monkeypatch.setattr(worker, "check_config", lambda config: None)
+    monkeypatch.setattr(worker.attention_backend, "register", lambda: None)
+    assert worker.ZipARWorker(None).use_v2_model_runner is False
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,9 @@ class AttentionInputs:
 class AttentionKernel(Protocol):
     """An implementation of the visibility rule.
 
-    A KV cache is ``[blocks, kv_heads, block_size, 2 * head_size]``, contiguous; how a kernel
-    orders the numbers within a block is its own affair.
+    A KV cache is ``[blocks, kv_heads, block_size, 2 * head_size]``, contiguous, for the Triton
+    kernel's wider where that aligns it; how a kernel orders the numbers within a block is its own
+    affair.
     """
 
     def prepare(self, step: AttentionInputs) -> Any:

@@ -74,10 +74,11 @@ class TorchAttention:
     ) -> None:
         """Write this step's keys and values, then attend; see :class:`AttentionKernel`."""
         blocks, kv_heads, block_size, size = cache.shape
+        used = 2 * key.shape[-1]  # a slot may be wider
         # Slots outermost within a block, so that a lane's blocks gather into one run of slots.
         cache = cache.view(blocks, block_size, kv_heads, size)
         slots = cache.view(-1, kv_heads, size)
-        slots.index_copy_(0, metadata.slot_mapping, torch.cat([key, value], dim=-1))
+        slots[..., :used].index_copy_(0, metadata.slot_mapping, torch.cat([key, value], dim=-1))
         for group in metadata.groups:
             output[group.start : group.stop] = _attend(
                 query[group.start : group.stop], cache, group, scale
@@ -146,7 +147,7 @@ def _attend(
     lanes, queries = group.query_index.shape
     slots = group.block_table.shape[1] * block_size
     kv = cache.index_select(0, group.block_table.flatten()).view(lanes, slots, kv_heads, kv_size)
-    key, value = kv.transpose(1, 2).split(head_size, dim=-1)
+    key, value = kv[..., : 2 * head_size].transpose(1, 2).split(head_size, dim=-1)
     # Query heads that share a key head become extra query rows: keys are read once for all.
     q = query[group.query_index].view(lanes, queries, kv_heads, heads // kv_heads, head_size)
     q = q.permute(0, 2, 3, 1, 4).reshape(lanes, kv_heads, -1, head_size)

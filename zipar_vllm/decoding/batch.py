@@ -282,7 +282,8 @@ class BatchBuilder:
     def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:
         """Write the orders that the table does not have, once it has forgotten what it should."""
         for lane, forgotten in layout.forgotten:
-            self._table.orders[lane, self._to_device(forgotten)] = UNWRITTEN
+            # Filled, not assigned: CUDA waits for the number's copy where one is assigned.
+            self._table.orders[lane].index_fill_(0, self._to_device(forgotten), UNWRITTEN)
         if layout.unordered:
             inputs = self._to_device(_join(layout.unordered))
             lanes = self._to_device(np.repeat(layout.lanes, layout.counts))

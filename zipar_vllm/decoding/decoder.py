@@ -151,7 +151,7 @@ class ImageDecoder:
     def _logits(self, model: StepModel, batch: StepBatch) -> torch.Tensor:
         """Run the model; float32 ``[samples, columns]`` of those inputs that are sampled from."""
         hidden = model.forward(batch)
-        inputs = torch.from_numpy(batch.samples.inputs).to(self._device)
+        inputs = torch.from_numpy(batch.samples.inputs).to(self._device, non_blocking=True)
         if not len(inputs):  # the prompts of these images go on in the next step
             return hidden.new_empty(0)
         return self._vocabulary.select(model.logits(hidden[inputs])).float()

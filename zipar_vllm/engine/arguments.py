@@ -20,6 +20,8 @@ GPU_WORKER = "zipar_vllm.engine.worker.ZipARWorker"
 BLOCK_SIZE = 32
 """KV slots per block: small, because a lane's last block is on average half empty."""
 
+GPU_BLOCK_SIZE = 64
+"""The keys that a GPU's kernel reads at a time lie in one block."""
 
 ONE_PROCESS = "zipar_vllm.engine.executor.OneProcessExecutor"
 RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
@@ -61,7 +63,7 @@ def required_arguments(model: str | Path) -> dict[str, Any]:
         "scheduler_cls": SCHEDULER,
         "worker_cls": CPU_WORKER if current_platform.is_cpu() else GPU_WORKER,
         "enable_prefix_caching": False,
-        "block_size": BLOCK_SIZE,
+        "block_size": BLOCK_SIZE if current_platform.is_cpu() else GPU_BLOCK_SIZE,
     }
     if not current_platform.is_cpu():
         arguments["attention_config"] = {"backend": "CUSTOM"}

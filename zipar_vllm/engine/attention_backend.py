@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,13 @@ from .vllm_api import (
     current_platform,
     register_backend,
 )
+
+FLOAT8 = ("fp8", "fp8_e4m3")
+"""vLLM's names for KV caches in float8 e4m3: read by the Triton kernel alone, so on GPUs only."""
+FLOAT8_CAPABILITY = (8, 9)
+
+ALIGNMENT = 16
+"""Bytes that a GPU copies at a time: a slot's key, and its value, begin at multiples of it."""
 
 
 def register() -> None:
@@ -40,6 +47,7 @@ class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
     """Attention over partly written slots, for any decoder with plain softmax attention."""
 
     supported_dtypes = [torch.float16, torch.bfloat16, torch.float32]  # noqa: RUF012
+    supported_kv_cache_dtypes = ["auto", "float16", "bfloat16", *FLOAT8]  # noqa: RUF012
 
     @staticmethod
     def get_name() -> str:
@@ -57,6 +65,14 @@ class ZipARAttentionBackend(AttentionBackend):  # type: ignore[misc]
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         return [MultipleOf(1)]
+
+    @classmethod
+    def customize_spec(cls, spec: Any) -> Any:
+        """Widen the slots of heads whose size is not aligned, as that of 100 is not, on a GPU."""
+        size = spec.head_size * spec.dtype.itemsize
+        if current_platform.is_cpu() or size % ALIGNMENT == 0:
+            return spec
+        return replace(spec, state_content_bytes=2 * (size + -size % ALIGNMENT))
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
@@ -90,7 +106,8 @@ class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
             "a sliding window": sliding_window,
             "logit soft-capping": logits_soft_cap,
             "KV sharing between layers": kv_sharing_target_layer_name,
-            "a quantised KV cache": kv_cache_dtype.startswith("fp8"),
+            f"a KV cache in {kv_cache_dtype}": kv_cache_dtype.startswith("fp8")
+            and (current_platform.is_cpu() or kv_cache_dtype not in FLOAT8),
             "attention sinks": kwargs.get("sinks"),
         }
         for feature, wanted in unsupported.items():
@@ -117,17 +134,21 @@ class ZipARAttentionImpl(AttentionImpl[Any]):  # type: ignore[misc]
         """Write this step's keys and values, then attend.
 
         Args:
-            layer: Unused.
+            layer: Holds the scales of float8 keys and values.
             query: ``[inputs, heads, head_size]``.
             key, value: ``[inputs, kv_heads, head_size]``.
-            kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``.
+            kv_cache: ``[blocks, kv_heads, block_size, 2 * head_size]``, or wider.
             attn_metadata: None while vLLM warms up or profiles.
             output: ``[inputs, heads, head_size]``, written in place.
             output_scale, output_block_scale: Unused.
         """
         if attn_metadata is None:
             return output.zero_()
-        attn_metadata.kernel.run(
-            query, key, value, kv_cache, attn_metadata.metadata, self.scale, output
-        )
+        run, metadata = attn_metadata.kernel.run, attn_metadata.metadata
+        if self.kv_cache_dtype in FLOAT8:
+            cache = kv_cache.view(torch.float8_e4m3fn)
+            scales: Any = {"key_scale": layer._k_scale_float, "value_scale": layer._v_scale_float}
+            run(query, key, value, cache, metadata, self.scale, output, **scales)
+        else:
+            run(query, key, value, kv_cache, metadata, self.scale, output)
         return output

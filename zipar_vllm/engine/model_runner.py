@@ -11,17 +11,19 @@ from torch import nn
 
 from zipar_vllm.attention.interface import AttentionKernel
 from zipar_vllm.attention.select import select_kernel
+from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.models.registry import load_spec
 
 from . import compiled_models
-from .attention_backend import StepAttention
+from .attention_backend import FLOAT8, FLOAT8_CAPABILITY, StepAttention
 from .messages import ImageRunnerOutput, ImageSchedulerOutput, StepOutput
 from .runner_stubs import UnusedRunnerMethods
 from .vllm_api import (
     AttentionLayerBase,
     CompilationMode,
+    JitWarmupRegistry,
     KVCacheConfig,
     KVCacheSpec,
     ModelRunnerOutput,
@@ -50,13 +52,19 @@ class ImageModelRunner(UnusedRunnerMethods):
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.load_config = vllm_config.load_config
+        self.scheduler_config = vllm_config.scheduler_config
+        # vLLM's GPU worker warms up the kernels of what is registered here, and of the attention
+        # backends whose metadata it builds: none, this runner builds its own.
+        self.jit_warmup_registry = JitWarmupRegistry(vllm_config)
+        self.attn_groups: list[Any] = []
+        self.kv_cache_config: KVCacheConfig
         self.lora_config = None
         self.device = device
         self.is_pooling_model = False
         self.model: Any
         self.model_memory_usage = 0
         self.kv_caches: list[torch.Tensor] = []
-        self._async = vllm_config.scheduler_config.async_scheduling
+        self._async = self.scheduler_config.async_scheduling
         self._pending: Any = None
         self.decoder: ImageDecoder
         self._kernel: AttentionKernel
@@ -105,7 +113,8 @@ class ImageModelRunner(UnusedRunnerMethods):
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load the model through vLLM, which shards, quantises and compiles it."""
         before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
-        self.model = get_model(vllm_config=self.vllm_config)
+        with self.jit_warmup_registry.activate():
+            self.model = get_model(vllm_config=self.vllm_config)
         if self.device.type == "cuda":
             self.model_memory_usage = torch.cuda.memory_allocated() - before
 
@@ -132,6 +141,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         Raises:
             ValueError: the model's layers do not share one KV cache format.
         """
+        self.kv_cache_config = kv_cache_config
         groups = kv_cache_config.kv_cache_groups
         if len(groups) != 1:
             raise ValueError(f"the model needs {len(groups)} KV cache groups, supported is one")
@@ -159,8 +169,15 @@ class ImageModelRunner(UnusedRunnerMethods):
         if len(shapes) != 1:
             raise ValueError(f"attention layers differ in their heads: {sorted(shapes)}")
         heads_per_kv_head, head_size = shapes.pop()
-        dtype = self.model_config.dtype
-        return select_kernel(self.device, dtype, heads_per_kv_head, head_size, block_size)
+        dtype, cache_dtype = self.model_config.dtype, self.vllm_config.cache_config.cache_dtype
+        kernel = select_kernel(self.device, dtype, heads_per_kv_head, head_size, block_size)
+        if cache_dtype in FLOAT8 and (
+            isinstance(kernel, TorchAttention)
+            or torch.cuda.get_device_capability(self.device) < FLOAT8_CAPABILITY
+        ):
+            needed = "needs Triton and a GPU of compute capability 8.9 or higher"
+            raise ValueError(f"kv_cache_dtype: {cache_dtype} {needed}")
+        return kernel
 
     def warming_up_model(self) -> None:
         """Compile the model (vLLM's CPU worker calls this)."""

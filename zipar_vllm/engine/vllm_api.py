@@ -13,6 +13,7 @@ from vllm.forward_context import set_forward_context
 from vllm.inputs import TokensPrompt
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.warmup.jit_warmup import JitWarmupRegistry
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -54,6 +55,7 @@ __all__ = [
     "EngineCoreProc",
     "EngineDeadError",
     "EngineGenerateError",
+    "JitWarmupRegistry",
     "KVCacheBlocks",
     "KVCacheConfig",
     "KVCacheLayout",

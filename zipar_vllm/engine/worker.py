@@ -34,6 +34,11 @@ class _ImageWorker:
 class ZipARWorker(_ImageWorker, Worker):  # type: ignore[misc]
     """vLLM's GPU worker over images."""
 
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        # Else its start-up feeds text requests to what it takes for vLLM's second model runner.
+        self.use_v2_model_runner = False
+
     def _make_model_runner(self) -> ImageModelRunner:
         return ImageModelRunner(self.vllm_config, self.device)
 
