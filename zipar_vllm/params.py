@@ -76,7 +76,7 @@ class ImageParams:
 class PolicyOptions(BaseModel):
     """Wishes about the order in which tokens are decoded; None leaves one to the model.
 
-    ``adaptive`` is short for the policy ``adaptive_window``.
+    ``adaptive`` is short for the policy ``adaptive_window``. ``drafts`` changes no picture.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -191,6 +191,8 @@ def allowed_by(schema: Mapping[str, Any], names: list[str]) -> str | None:
 
 
 def _words(field: Mapping[str, Any]) -> str | None:
+    if "const" in field:
+        return str(field["const"])
     if "enum" in field:
         return " or ".join(str(value) for value in field["enum"])
     if field.get("type") == "array":

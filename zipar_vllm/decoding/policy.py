@@ -156,6 +156,20 @@ class DraftCount:
     made: int
     accepted: int
 
+    def __add__(self, other: DraftCount) -> DraftCount:
+        return DraftCount(
+            self.plain_steps + other.plain_steps,
+            self.made + other.made,
+            self.accepted + other.accepted,
+        )
+
+    def __sub__(self, other: DraftCount) -> DraftCount:
+        return DraftCount(
+            self.plain_steps - other.plain_steps,
+            self.made - other.made,
+            self.accepted - other.accepted,
+        )
+
     @property
     def rejected(self) -> int:
         """Drafts that were not accepted."""
