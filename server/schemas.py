@@ -174,7 +174,7 @@ class Seconds(BaseModel):
 class ZiparReport(BaseModel):
     """How the pictures were decoded: forward passes as the engine counted them.
 
-    ``accepted_drafts`` is the share of the drafts that were right, null where there were none.
+    ``accepted_drafts`` is the share of the drafts that were right; left out where there were none.
     """
 
     steps: int

@@ -79,11 +79,13 @@ class Room:
         device: torch.device | None = None,
     ):
         device = device or torch.device("cpu")
-        model = model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            model = model.to(device)
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
         self._model = _Bounded(
             budget,
-            model.to(device),
+            model,
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             kernel=kernel,

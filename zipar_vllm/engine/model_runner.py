@@ -232,7 +232,7 @@ class ImageModelRunner(UnusedRunnerMethods):
 
     def _time_pass(self, num_inputs: int) -> float:
         """Seconds of a pass over meaningless inputs: the least of some."""
-        vocabulary = load_spec(self.model_config.model).vocabulary
+        vocabulary = load_spec(self.model_config.model, self.model_config.revision).vocabulary
         options = {name: np.ones(num_inputs, dtype=dtype) for name, dtype in OPTION_DTYPES.items()}
         options["top_k"][:] = 0
         sampling = SamplingBatch.of(options, np.arange(num_inputs), self.device)
