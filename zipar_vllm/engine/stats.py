@@ -27,7 +27,9 @@ guidance_lanes = Gauge(
     ["engine"],
     multiprocess_mode="mostrecent",
 )
-drafts_made = Counter("zipar:drafts_made", "Tokens drawn before all they see was known, by looking ahead.", ["engine"])
+drafts_made = Counter(
+    "zipar:drafts_made", "Tokens drawn before all they see was known, by looking ahead.", ["engine"]
+)
 drafts_accepted = Counter(
     "zipar:drafts_accepted", "Drafts that were right and saved work.", ["engine"]
 )
