@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from zipar_vllm.params import GuidanceScale, PolicyOptions, SamplingOptions, Seed
+from zipar_vllm.params import GuidanceScale, NumDrafts, PolicyOptions, SamplingOptions, Seed
 
 from .pixels import Format
 
@@ -37,11 +37,11 @@ class _Body(BaseModel):
     def _leave_out_defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        free_text = ("prompt", "negative_prompt")
+        as_sent = ("prompt", "negative_prompt", "drafts")  # where "auto" is a value of its own
         return {
             name: value
             for name, value in data.items()
-            if name in free_text or (value is not None and value != "auto")
+            if name in as_sent or (value is not None and value != "auto")
         }
 
 
@@ -74,7 +74,8 @@ class ZiparOptions(_Body, PolicyOptions):
 
     A row starts when the one above is ``window`` tokens ahead; an ``adaptive`` window is the least
     that rows wait for, until their first token is settled. ``policy`` names one of the decoding
-    policies that the server has.
+    policies that the server has. ``drafts`` is how many steps ahead tokens are guessed, to the same
+    picture in fewer passes; "auto" leaves the number to the server.
     """
 
     model_config = _Body.model_config
@@ -171,12 +172,17 @@ class Seconds(BaseModel):
 
 
 class ZiparReport(BaseModel):
-    """How the pictures were decoded: forward passes as the engine counted them."""
+    """How the pictures were decoded: forward passes as the engine counted them.
+
+    ``accepted_drafts`` is the share of the drafts that were right; left out where there were none.
+    """
 
     steps: int
     window: int
     adaptive: bool
     policy: str
+    drafts: NumDrafts
+    accepted_drafts: float | None
     seconds: Seconds
 
 

@@ -34,6 +34,7 @@ class RenderedImage:
     params: ImageParams
     complete_rows: int
     steps: int
+    accepted_drafts: float | None
     seconds: Seconds
 
 
@@ -159,7 +160,7 @@ class ImageService:
         seconds = Seconds(
             queue=queued, decode=decoded - start - queued, pixels=time.monotonic() - decoded
         )
-        return RenderedImage(file, image.params, rows, now.steps or 0, seconds)
+        return RenderedImage(file, image.params, rows, now.steps or 0, now.accepted_drafts, seconds)
 
     async def _data(
         self, image: RenderedImage, request: PreparedRequest, base_url: str
@@ -184,5 +185,7 @@ def report(images: list[RenderedImage]) -> ZiparReport:
         window=slowest.params.window,
         adaptive=slowest.params.policy == ADAPTIVE,
         policy=slowest.params.policy,
+        drafts=slowest.params.drafts,
+        accepted_drafts=slowest.accepted_drafts,
         seconds=slowest.seconds,
     )

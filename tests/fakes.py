@@ -82,6 +82,13 @@ class FakeEngine:
                     continue
                 codes = [image.params.seed % 7] * (row * grid.columns)
                 last = row == grid.rows
-                yield ImageProgress(codes, row, last, 99 if last else None, 0.25)
+                yield ImageProgress(
+                    codes=codes,
+                    complete_rows=row,
+                    finished=last,
+                    steps=99 if last else None,
+                    accepted_drafts=0.5 if last and image.params.drafts else None,
+                    queue_seconds=0.25,
+                )
         finally:
             self.closed.append(request_id)

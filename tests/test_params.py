@@ -33,7 +33,18 @@ def refusal(kind=ImageArgs, **options):
 
 
 def test_every_option_is_covered_here():
-    assert {*WHOLE, *NUMBERS, "policy"} == set(ImageArgs.__dataclass_fields__)
+    assert {*WHOLE, *NUMBERS, "policy", "drafts"} == set(ImageArgs.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("value", [0, 64, "auto"])
+def test_drafts(value):
+    assert parse(ImageArgs, GOOD | {"drafts": value}).drafts == value
+
+
+@pytest.mark.parametrize("value", [-1, 65, 1.0, "8", "Auto", True, None])
+def test_drafts_that_are_none(value):
+    allowed = "a whole number, 0 to 64 or auto"
+    assert str(refusal(drafts=value)) == f"drafts: got {value!r}, allowed is {allowed}"
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -46,6 +46,7 @@ class GeneratedImage:
         tokens: Token ids in raster order, row terminators included.
         params: How it was decoded; its ``seed`` gives the same picture again.
         steps: Forward passes, as the engine counted them.
+        accepted_drafts: Share of its drafts that were accepted; None if it made none.
         seconds: From being handed to the engine to the last token; pixels come on top.
         logprobs: float32 ``[rows, columns]``, log-probability of each token after guidance, before
             temperature and cuts; None if not asked for.
@@ -56,6 +57,7 @@ class GeneratedImage:
     tokens: list[int]
     params: ImageParams
     steps: int
+    accepted_drafts: float | None
     seconds: float
     logprobs: NDArray[np.float32] | None
 
@@ -68,6 +70,7 @@ class DecodedImage:
         tokens: Token ids in raster order, row terminators included.
         codes: Image codes in raster order.
         steps: Forward passes, as the engine counted them.
+        accepted_drafts: Share of its drafts that were accepted; None if it made none.
         seconds: From being handed to the engine to the last token.
         logprobs: float32 ``[rows, columns]``; None if not asked for.
     """
@@ -75,6 +78,7 @@ class DecodedImage:
     tokens: list[int]
     codes: list[int]
     steps: int
+    accepted_drafts: float | None
     seconds: float
     logprobs: NDArray[np.float32] | None
 
@@ -176,8 +180,8 @@ class ImageLLM:
             logprobs: Whether to return the log-probabilities of the drawn tokens.
             progress: Whether to show a bar of the rows that are complete.
             **options: Fields of :class:`~zipar_vllm.params.ImageOptions`: ``size``, ``window``,
-                ``adaptive``, ``guidance_scale``, ``temperature``, ... The model's defaults apply to
-                the others.
+                ``drafts``, ``adaptive``, ``guidance_scale``, ``temperature``, ... The model's
+                defaults apply to the others.
 
         Returns:
             The results, in the order of the prompts.
@@ -198,6 +202,7 @@ class ImageLLM:
                 tokens=done.tokens,
                 params=image.params,
                 steps=done.steps,
+                accepted_drafts=done.accepted_drafts,
                 seconds=done.seconds,
                 logprobs=done.logprobs,
             )
@@ -235,6 +240,7 @@ class ImageLLM:
                                 tokens=list(output.outputs[0].token_ids),
                                 codes=now.codes,
                                 steps=now.steps or 0,
+                                accepted_drafts=now.accepted_drafts,
                                 seconds=time.perf_counter() - start,
                                 logprobs=_logprobs(output, images[index].grid),
                             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,8 @@ Temperature = Annotated[StrictFloat, Field(ge=0, le=10)]
 TopK = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 TopP = Annotated[StrictFloat, Field(gt=0, le=1)]
 MinP = Annotated[StrictFloat, Field(ge=0, le=1)]
+MAX_DRAFTS = 64
+NumDrafts = Annotated[StrictInt, Field(ge=0, le=MAX_DRAFTS)] | Literal["auto"]
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ class ImageParams:
         window: How many tokens of a row have to be decoded before the next row may start, 1 to the
             grid's columns, which is plain raster order. The policy checks it against the grid.
         policy: Name of the decoding policy (:mod:`zipar_vllm.decoding.policy`).
+        drafts: How many plain steps a pass looks ahead at most
+            (:mod:`zipar_vllm.decoding.drafted_window`); "auto" leaves the number to the scheduler.
         seed: Keys the sampling noise.
         guidance_scale: Classifier-free guidance g in ``u + g * (c - u)``.
         temperature: 0 is greedy.
@@ -60,6 +64,7 @@ class ImageParams:
 
     window: StrictInt
     policy: StrictStr = "fixed_window"
+    drafts: NumDrafts = 0
     seed: Seed = 0
     guidance_scale: GuidanceScale = 1.0
     temperature: Temperature = 1.0
@@ -71,7 +76,7 @@ class ImageParams:
 class PolicyOptions(BaseModel):
     """Wishes about the order in which tokens are decoded; None leaves one to the model.
 
-    ``adaptive`` is short for the policy ``adaptive_window``.
+    ``adaptive`` is short for the policy ``adaptive_window``. ``drafts`` changes no picture.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -79,6 +84,7 @@ class PolicyOptions(BaseModel):
     window: StrictInt | None = None
     adaptive: StrictBool | None = None
     policy: StrictStr | None = None
+    drafts: NumDrafts | None = None
 
 
 class SamplingOptions(BaseModel):
@@ -185,6 +191,8 @@ def allowed_by(schema: Mapping[str, Any], names: list[str]) -> str | None:
 
 
 def _words(field: Mapping[str, Any]) -> str | None:
+    if "const" in field:
+        return str(field["const"])
     if "enum" in field:
         return " or ".join(str(value) for value in field["enum"])
     if field.get("type") == "array":

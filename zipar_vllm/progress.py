@@ -15,6 +15,8 @@ class ImageProgress:
         complete_rows: Rows they make.
         finished: Whether the picture is complete.
         steps: Forward passes the engine took, counted by it; None until finished.
+        accepted_drafts: Share of its drafts that were accepted; None until finished, or if it
+            made none.
         queue_seconds: Time between arrival and the first forward pass, None until known.
     """
 
@@ -22,4 +24,5 @@ class ImageProgress:
     complete_rows: int
     finished: bool
     steps: int | None = None
+    accepted_drafts: float | None = None
     queue_seconds: float | None = None

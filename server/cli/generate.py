@@ -31,8 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
     schema = ImageOptions.model_json_schema()
     for name, field in schema["properties"].items():
         flag = "--" + name.replace("_", "-")
-        kind = next(choice["type"] for choice in field["anyOf"] if choice["type"] != "null")
-        if kind == "boolean":
+        kinds = [choice["type"] for choice in field["anyOf"] if choice["type"] != "null"]
+        kind = kinds[0]
+        if len(kinds) > 1:
+            parser.add_argument(flag, type=_number_or_word, help=allowed_by(schema, [name]))
+        elif kind == "boolean":
             parser.add_argument(flag, action="store_const", const=True)
         else:
             number = {"integer": int, "number": float}.get(kind, str)
@@ -75,8 +78,16 @@ def main(arguments: list[str]) -> None:
         params = image.params
         print(
             f"{path}: seed {params.seed}, {params.policy.replace('_', ' ')} {params.window}, "
-            f"{image.steps} steps, {image.seconds:.2f} s"
+            f"{image.steps} steps, {image.seconds:.2f} s{_drafts(image.accepted_drafts)}"
         )
+
+
+def _drafts(accepted: float | None) -> str:
+    return "" if accepted is None else f", {accepted:.0%} of the drafts accepted"
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def file_name(prompt: str, seed: int) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from zipar_vllm.attention.interface import AttentionKernel
 from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.transformers_model import TransformersModel
@@ -41,12 +42,27 @@ class _Running:
     prompt_left: int
 
 
+class _Bounded(TransformersModel):
+    """A model that fails on steps with more inputs than there may be."""
+
+    def __init__(self, budget: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._budget = budget
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        # The last token of a prompt may be fed twice.
+        prompts = len(batch.attention.lanes) - batch.attention.num_decoding
+        assert batch.num_inputs <= self._budget + prompts
+        return super().forward(batch)
+
+
 class Room:
     """Images on one model; blocks are handed out in random order.
 
     Args:
         path: Folder of a tiny model.
-        budget: Inputs per step; prompts are computed in chunks where they do not fit.
+        budget: Inputs per step; prompts are computed in chunks where they do not fit, and drafts
+            are made with what is left.
         kernel: Attention kernel, None for the usual one.
         positions: As :class:`ImageDecoder` has them.
         model: Runs in place of the folder's Llama.
@@ -63,10 +79,13 @@ class Room:
         device: torch.device | None = None,
     ):
         device = device or torch.device("cpu")
-        model = model or AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            model = model.to(device)
         self.vocabulary: Vocabulary = load_spec(path).vocabulary
-        self._model = TransformersModel(
-            model.to(device),
+        self._model = _Bounded(
+            budget,
+            model,
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             kernel=kernel,
@@ -79,10 +98,12 @@ class Room:
             device=device,
             positions=positions,
         )
+        self._random = random.Random(0)
         self._free = list(range(NUM_BLOCKS))
-        random.Random(0).shuffle(self._free)
+        self._random.shuffle(self._free)
         self._running: dict[str, _Running] = {}
         self._budget = budget
+        self._spare = 0  # inputs that the step has room for
         self.results: dict[str, Decoded] = {}
         self.released: dict[str, list[int]] = {}
 
@@ -116,7 +137,7 @@ class Room:
     def step(self) -> None:
         scheduled = self._schedule()
         names = list(scheduled)
-        result = self._decoder.step(scheduled, self._model)
+        result = self._decoder.step(scheduled, self._model, drafts=self._drafts(scheduled))
         for name in names:
             self.results[name].steps += self._running[name].prompt_left == 0
         for release in result.releases:
@@ -158,7 +179,19 @@ class Room:
                 scheduled[name] = max(count, 1)
             image.prompt_left -= count
             left -= count
+        self._spare = left
         return scheduled
+
+    def _drafts(self, scheduled: Mapping[str, int]) -> dict[str, int]:
+        """As many as images want, or by chance under "auto", and as the budget allows."""
+        drafts = {}
+        for name in scheduled:
+            job = self._running[name].job
+            asked = job.params.drafts
+            wanted = self._random.choice([0, 0, 1, 3, 64]) if asked == "auto" else asked
+            drafts[name] = max(0, min(wanted, self._spare // max(job.max_inputs, 1)))
+            self._spare -= drafts[name] * job.max_inputs
+        return drafts
 
     def _remove(self, name: str) -> None:
         self._free += self._running.pop(name).blocks

@@ -60,6 +60,16 @@ async def test_the_adaptive_window_is_asked_for_and_reported(
     assert {name: answer.zipar[name] for name in zipar} == zipar
 
 
+@pytest.mark.parametrize("drafts", [0, 8, "auto"])
+async def test_drafts_are_asked_for_and_reported(
+    openai: AsyncOpenAI, engine: FakeEngine, drafts: int | str
+) -> None:
+    answer = await openai.images.generate(prompt="x", extra_body={"zipar": {"drafts": drafts}})
+    assert engine.images[0].params.drafts == drafts
+    assert answer.zipar["drafts"] == drafts
+    assert answer.zipar.get("accepted_drafts") == (0.5 if drafts else None)
+
+
 async def test_defaults_are_the_models(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     answer = await openai.images.generate(prompt="red apple")
     assert answer.zipar["adaptive"] is False
@@ -145,6 +155,13 @@ async def test_accepted(http: httpx.AsyncClient, fields: dict[str, Any]) -> None
         ({"zipar": {"window": "wide"}}, "zipar.window", "whole number"),
         ({"zipar": {"adaptive": 1}}, "zipar.adaptive", "true or false"),
         ({"zipar": {"timeout": 0}}, "zipar.timeout", "0"),
+        ({"zipar": {"drafts": 65}}, "zipar.drafts", "a whole number, 0 to 64 or auto"),
+        ({"zipar": {"drafts": "many"}}, "zipar.drafts", "a whole number, 0 to 64 or auto"),
+        (
+            {"zipar": {"drafts": 4, "adaptive": True}},
+            "zipar.drafts",
+            "0 with policy adaptive_window",
+        ),
         ({"background": "transparent"}, "background", "auto or opaque"),
         ({"output_format": "gif"}, "output_format", "png or webp or jpeg"),
         ({"output_format": "svg"}, "output_format", "png or webp or jpeg"),

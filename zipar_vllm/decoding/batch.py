@@ -17,18 +17,23 @@ from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.visibility import UNWRITTEN
 
-from .policy import IntArray, Verification
+from .policy import NO_INTS, IntArray, Verification
 from .table import ImageState, StateTable
-
-NO_INPUTS: IntArray = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class DraftBatch:
-    """Entries of a sample batch that are drafts, and how often each was drawn before."""
+    """Drafts of a step that are verified together.
+
+    Attributes:
+        entries: Their places in the sample batch.
+        attempts: How often each was drawn before.
+        previous: Where the token that each is compared with stands among the table's tokens.
+    """
 
     entries: IntArray
     attempts: IntArray
+    previous: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class SampleBatch:
         tokens: Where the token stands among the table's tokens, row after row.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
         flags: What their sampling asks for.
-        drafts: By what decides on them, the entries that are drafts.
+        drafts: By what decides on them, the drafts among them.
         logprobs: Whether the log-probability of any of them is wanted.
     """
 
@@ -98,7 +103,7 @@ class _Layout:
         guided: Entries with an unconditional lane.
         num_samples: Samples so far.
         flags: Of the images that sample.
-        drafts: Entries and attempts by verification.
+        drafts: Entries, attempts and previous tokens by verification, an array per image.
         logprobs: Whether any image wants log-probabilities.
     """
 
@@ -120,9 +125,7 @@ class _Layout:
     guided: list[IntArray] = field(default_factory=list)
     num_samples: int = 0
     flags: list[SamplingFlags] = field(default_factory=list)
-    drafts: dict[type[Verification], tuple[list[IntArray], list[IntArray]]] = field(
-        default_factory=dict
-    )
+    drafts: dict[type[Verification], list[DraftBatch]] = field(default_factory=dict)
     logprobs: bool = False
 
     def add_decode(self, image: ImageState) -> None:
@@ -140,9 +143,13 @@ class _Layout:
                 self.forgotten.append((image.lane(number), step.forget + prompt))
         if len(step.drafts):
             assert image.verification is not None
-            entries, attempts = self.drafts.setdefault(image.verification, ([], []))
-            entries.append(np.searchsorted(step.sampled, step.drafts) + self.num_samples)
-            attempts.append(step.attempts)
+            self.drafts.setdefault(image.verification, []).append(
+                DraftBatch(
+                    entries=np.searchsorted(step.sampled, step.drafts) + self.num_samples,
+                    attempts=step.attempts,
+                    previous=step.previous + (image.first_token + image.job.prompt_length),
+                )
+            )
         if len(step.sampled):
             inputs = [step.sampled + start for start in starts]
             self._add_samples(image, inputs, step.targets[step.sampled])
@@ -219,8 +226,12 @@ class _Layout:
             grid_positions=_join(self.grid_positions),
             flags=SamplingFlags.merge(self.flags),
             drafts={
-                verification: DraftBatch(_join(entries), _join(attempts))
-                for verification, (entries, attempts) in self.drafts.items()
+                verification: DraftBatch(
+                    entries=_join([own.entries for own in drafts]),
+                    attempts=_join([own.attempts for own in drafts]),
+                    previous=_join([own.previous for own in drafts]),
+                )
+                for verification, drafts in self.drafts.items()
             },
             logprobs=self.logprobs,
         )
@@ -296,4 +307,4 @@ class BatchBuilder:
 def _join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if len(arrays) == 1:
         return arrays[0]
-    return np.concatenate(arrays) if arrays else NO_INPUTS
+    return np.concatenate(arrays) if arrays else NO_INTS

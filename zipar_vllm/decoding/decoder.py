@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from zipar_vllm.models.base import Positions
 
 from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
+from .policy import DraftCount
 from .sampler import StepSampler
 from .table import ImageState, StateTable
 from .timing import StepTimes
@@ -54,13 +55,15 @@ class StepResult:
 
     Attributes:
         releases: Completed rows; most steps of most images complete none.
-        num_sampled: Tokens sampled.
+        num_sampled: Tokens sampled, but for drafts that were not accepted.
         num_active_rows: Rows that the next step samples a token of.
+        counts: How far images that look ahead have come, by their places among those of the step.
     """
 
     releases: list[Release]
     num_sampled: int
     num_active_rows: int
+    counts: Mapping[int, DraftCount]
 
 
 class ImageDecoder:
@@ -112,7 +115,13 @@ class ImageDecoder:
         self.table.remove(request_id)
 
     @torch.inference_mode()
-    def step(self, scheduled: Mapping[str, int], model: StepModel, passes: int = 1) -> StepResult:
+    def step(
+        self,
+        scheduled: Mapping[str, int],
+        model: StepModel,
+        passes: int = 1,
+        drafts: Mapping[str, int] | None = None,
+    ) -> StepResult:
         """Take a step of some images, or several steps of images past their prompts.
 
         Args:
@@ -120,8 +129,13 @@ class ImageDecoder:
                 compute.
             model: Runs it.
             passes: Steps to take; 1 if any of the images is in its prompt.
+            drafts: Of images that can look ahead, how many plain steps; 0 where nothing is said.
         """
         images = [self.table[request_id] for request_id in scheduled]
+        drafts = drafts or {}
+        for request_id, image in zip(scheduled, images, strict=True):
+            if image.drafting is not None:
+                image.drafting.drafts = drafts.get(request_id, 0)
         num_sampled = sum(self._step(images, scheduled.values(), model) for _ in range(passes))
         return self._result(images, num_sampled)
 
@@ -143,10 +157,9 @@ class ImageDecoder:
             logits = self._logits(model, batch)
         with self.times.measure("sample"):
             accepted = self._sampler.sample(logits, batch.samples) if len(batch.samples) else {}
-            for image in decoding:
-                image.progress.advance(accepted.get(image.index, ()))
+            rejected = sum(_advance(image, accepted) for image in decoding)
         self.times.count_step()
-        return len(batch.samples)
+        return len(batch.samples) - rejected
 
     def _logits(self, model: StepModel, batch: StepBatch) -> torch.Tensor:
         """Run the model; float32 ``[samples, columns]`` of those inputs that are sampled from."""
@@ -157,7 +170,7 @@ class ImageDecoder:
         return self._vocabulary.select(model.logits(hidden[inputs])).float()
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
-        releases, active_rows = [], 0
+        releases, active_rows, counts = [], 0, {}
         for request, image in enumerate(images):
             if not image.is_prefilled:
                 active_rows += 1
@@ -168,6 +181,22 @@ class ImageDecoder:
                 rows = (start + before * stride, start + after * stride)
                 releases.append(Release(request, image.index, *rows, image.job.logprobs))
                 image.released = after
+            drafting = image.drafting
+            if drafting is not None:
+                counts[request] = drafting.count
             if not image.progress.finished:
-                active_rows += image.progress.step().num_sampled
-        return StepResult(releases, num_sampled, active_rows)
+                active_rows += (
+                    image.progress.step().num_sampled if drafting is None else drafting.active_rows
+                )
+        return StepResult(releases, num_sampled, active_rows, counts)
+
+
+def _advance(image: ImageState, accepted: Mapping[int, Sequence[bool]]) -> int:
+    """Count an image's step; how many of its tokens are not final."""
+    verdicts, drafting = accepted.get(image.index, ()), image.drafting
+    if drafting is None:
+        image.progress.advance(verdicts)
+        return 0
+    before = drafting.count.rejected
+    drafting.advance(verdicts)
+    return drafting.count.rejected - before

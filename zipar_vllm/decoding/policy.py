@@ -26,9 +26,13 @@ from zipar_vllm.params import ImageParams
 
 IntArray = NDArray[np.int64]
 
+NO_INTS: IntArray = np.zeros(0, dtype=np.int64)
+
 NOT_SAMPLED = -1
 """Target of an input whose logits nobody reads: it is fed for its key and value."""
 
+DRAFTED = {"fixed_window": "zipar_vllm.decoding.drafted_window:make_policy"}
+"""By name, the policies that can be had with drafts."""
 POLICIES = {
     "fixed_window": "zipar_vllm.decoding.fixed_window:make_policy",
     "adaptive_window": "zipar_vllm.decoding.adaptive_window:make_policy",
@@ -52,6 +56,7 @@ class Step:
         drafts: int64 ``[k]``, the inputs whose target is a draft: a token that the policy's
             :class:`Verification` may replace.
         attempts: int64 ``[k]``, how often each draft was drawn before; 0 for a new one.
+        previous: int64 ``[k]``, position whose token each draft is compared with.
         forget: int64 ``[f]``, positions that become unwritten before the inputs are written.
     """
 
@@ -62,6 +67,7 @@ class Step:
     sampled: IntArray
     drafts: IntArray
     attempts: IntArray
+    previous: IntArray
     forget: IntArray
 
     @classmethod
@@ -88,14 +94,16 @@ class Step:
         orders = np.full(len(positions), order if isinstance(order, int) else 0, dtype=np.int32)
         if not isinstance(order, int):
             orders[:] = [order[position] for position in positions.tolist()]
+        draft_inputs = np.searchsorted(positions, sorted(drafts))
         return cls(
             positions=positions,
             sources=sources,
             targets=targets,
             orders=orders,
             sampled=np.flatnonzero(targets != NOT_SAMPLED),
-            drafts=np.searchsorted(positions, sorted(drafts)),
+            drafts=draft_inputs,
             attempts=np.array([drafts[p] for p in sorted(drafts)], dtype=np.int64),
+            previous=targets[draft_inputs],
             forget=np.array(sorted(forget), dtype=np.int64),
         )
 
@@ -135,6 +143,62 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCount:
+    """How far an image has come by looking ahead.
+
+    Attributes:
+        plain_steps: Steps, the prefill counted, after which plain decoding would have come as far.
+        made: Drafts so far.
+        accepted: How many of them were accepted.
+    """
+
+    plain_steps: int
+    made: int
+    accepted: int
+
+    def __add__(self, other: DraftCount) -> DraftCount:
+        return DraftCount(
+            self.plain_steps + other.plain_steps,
+            self.made + other.made,
+            self.accepted + other.accepted,
+        )
+
+    def __sub__(self, other: DraftCount) -> DraftCount:
+        return DraftCount(
+            self.plain_steps - other.plain_steps,
+            self.made - other.made,
+            self.accepted - other.accepted,
+        )
+
+    @property
+    def rejected(self) -> int:
+        """Drafts that were not accepted."""
+        return self.made - self.accepted
+
+
+class DraftingProgress(Progress, Protocol):
+    """Where an image with ``params.drafts`` stands: its steps look ahead as far as they are told.
+
+    Whatever they are told, its tokens are those of plain decoding, and it takes no more steps.
+
+    Attributes:
+        drafts: How many plain steps the next step looks ahead; may be set before each.
+    """
+
+    drafts: int
+
+    @property
+    def count(self) -> DraftCount:
+        """How far it has come."""
+        ...
+
+    @property
+    def active_rows(self) -> int:
+        """Rows that plain decoding would sample a token of now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Drafts:
     """The drafts that a step drew, of all images whose policies verify alike; on the device.
 
@@ -142,7 +206,8 @@ class Drafts:
         images: int64 ``[k]``, each image's index in the state table.
         logits: float32 ``[k, num_codes]``, after guidance.
         drawn: int64 ``[k]``, codes sampled from those logits with the token's own noise.
-        previous: int64 ``[k]``, codes of the attempt before; meaningless where there was none.
+        previous: int64 ``[k]``, codes to compare with, as the policy says: of the attempt before,
+            or what was fed for the token; meaningless where there was no attempt.
         attempts: int64 ``[k]``, earlier attempts, on the host.
         sampling: How each is sampled.
     """
@@ -222,7 +287,12 @@ def make_policy(grid: Grid, params: ImageParams) -> Policy:
     Raises:
         InvalidOptionError: there is none of that name, or it cannot follow the other options.
     """
-    return _factory(params.policy)(grid, params)
+    if not params.drafts:
+        return _factory(params.policy)(grid, params)
+    if params.policy not in DRAFTED:
+        allowed = f"0 with policy {params.policy}"
+        raise InvalidOptionError.of("drafts", params.drafts, allowed)
+    return _load(DRAFTED[params.policy])(grid, params)
 
 
 def policy_names() -> list[str]:
@@ -234,9 +304,15 @@ def policy_names() -> list[str]:
 def _factory(name: str) -> PolicyFactory:
     own = POLICIES.get(name)
     if own is not None:
-        module, _, function = own.partition(":")
-        return cast(PolicyFactory, getattr(import_module(module), function))
+        return _load(own)
     for found in entry_points(group=ENTRY_POINTS):
         if found.name == name:
             return cast(PolicyFactory, found.load())
     raise InvalidOptionError.of("policy", name, " or ".join(policy_names()))
+
+
+@cache
+def _load(place: str) -> PolicyFactory:
+    """A factory by ``module:function``."""
+    module, _, function = place.partition(":")
+    return cast(PolicyFactory, getattr(import_module(module), function))

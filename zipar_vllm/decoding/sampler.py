@@ -74,7 +74,7 @@ class StepSampler:
     ) -> dict[int, Sequence[bool]]:
         """Have some drafts decided on; their codes are changed in place."""
         index = self._to_device(drafts.entries)
-        previous = self._tokens[self._to_device(batch.tokens[drafts.entries])]
+        previous = self._tokens[self._to_device(drafts.previous)]
         codes[index], verdicts = self._verification(kind).verify(
             Drafts(
                 images=self._to_device(batch.images[drafts.entries]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
 from .job import ImageJob
-from .policy import IntArray, Progress, Verification
+from .policy import DraftingProgress, IntArray, Progress, Verification
 
 MAX_LANES = 2
 
@@ -30,6 +30,7 @@ class ImageState:
         index: Its place in :class:`StateTable`.
         job: What it decodes.
         progress: Where its policy stands.
+        drafting: The same, if its steps can look ahead.
         verification: Decides on its drafts, if its policy makes any.
         has_orders: Whether the orders of all its positions are in the table from the start.
         flags: What its sampling asks for.
@@ -44,6 +45,7 @@ class ImageState:
     index: int
     job: ImageJob
     progress: Progress
+    drafting: DraftingProgress | None
     verification: type[Verification] | None
     has_orders: bool
     flags: SamplingFlags
@@ -114,6 +116,7 @@ class StateTable:
     def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
         """Take in an image with its concatenated prompts and its KV blocks, lane after lane."""
         index, policy = self._free.pop(), job.policy
+        progress = policy.start()
         for name, values in self.options.items():
             values[index] = getattr(job.params, name)
         own_options = {name: self.options[name][index : index + 1] for name in OPTION_DTYPES}
@@ -121,7 +124,8 @@ class StateTable:
         image = ImageState(
             index=index,
             job=job,
-            progress=policy.start(),
+            progress=progress,
+            drafting=cast(DraftingProgress, progress) if job.params.drafts else None,
             verification=policy.verification,
             has_orders=policy.orders is not None,
             flags=SamplingFlags.of(own_options),

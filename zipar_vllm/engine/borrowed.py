@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zipar_vllm.decoding.policy import DraftCount
+
 from .vllm_api import Request, RequestOutput, SchedulerStats
 
 _STATS_PREFIX = "zipar."
 _STEPS = "zipar_steps"
+_DRAFTS = "zipar_drafts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,16 @@ class ImageStats:
         passes: Forward passes that sampled them.
         rows: Rows in progress now.
         guidance_lanes: Images under guidance now.
+        drafts: Drafts made.
+        accepted_drafts: How many of them were accepted.
     """
 
     tokens: int
     passes: int
     rows: int
     guidance_lanes: int
+    drafts: int = 0
+    accepted_drafts: int = 0
 
 
 def put_stats(carrier: SchedulerStats, stats: ImageStats) -> None:
@@ -50,18 +57,28 @@ def get_stats(carrier: SchedulerStats) -> ImageStats | None:
     return ImageStats(**{name: sent[_STATS_PREFIX + name] for name in names})
 
 
-def put_steps(transfer: dict[str, Any] | None, steps: int) -> dict[str, Any]:
+def put_steps(
+    transfer: dict[str, Any] | None, steps: int, drafts: DraftCount | None = None
+) -> dict[str, Any]:
     """Send the number of an image's forward passes with its last output, in KV transfer's table.
 
-    It reaches any vLLM client; KV transfer is refused.
+    With it go its drafts, made and accepted, where it made any. It reaches any vLLM client; KV
+    transfer is refused.
     """
-    return {**(transfer or {}), _STEPS: steps}
+    sent = {**(transfer or {}), _STEPS: steps}
+    return sent if drafts is None else {**sent, _DRAFTS: [drafts.made, drafts.accepted]}
 
 
 def get_steps(output: RequestOutput) -> int | None:
     """Read what :func:`put_steps` sent; None until the image is finished."""
     transfer = output.kv_transfer_params
     return transfer.get(_STEPS) if transfer else None
+
+
+def get_accepted_drafts(output: RequestOutput) -> float | None:
+    """The share of an image's drafts that were accepted; None until it is finished, or of none."""
+    made, accepted = (output.kv_transfer_params or {}).get(_DRAFTS, (0, 0))
+    return accepted / made if made else None
 
 
 def refuse(scheduler: Any, request: Request) -> None:

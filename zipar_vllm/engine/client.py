@@ -13,7 +13,7 @@ from zipar_vllm.models.base import ImageModelSpec
 from zipar_vllm.prepare import PreparedImage
 from zipar_vllm.progress import ImageProgress
 
-from .borrowed import get_steps
+from .borrowed import get_accepted_drafts, get_steps
 from .capacity import check_capacity
 from .request import make_job, make_request
 from .vllm_api import EngineClient, EngineDeadError, EngineGenerateError, RequestOutput
@@ -66,6 +66,7 @@ def read_progress(output: RequestOutput, vocabulary: Vocabulary, grid: Grid) -> 
         complete_rows=len(codes) // grid.columns,
         finished=output.finished,
         steps=get_steps(output),
+        accepted_drafts=get_accepted_drafts(output),
         queue_seconds=_queue_seconds(output.metrics),
     )
 

@@ -11,6 +11,7 @@ import torch
 
 from zipar_vllm.decoding.decoder import Release, StepResult
 from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.decoding.table import StateTable
 
 from .vllm_api import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput, SchedulerOutput
@@ -24,11 +25,13 @@ class ImageSchedulerOutput(SchedulerOutput):  # type: ignore[misc]
         new_jobs: By request id, the images that the runner hears of for the first time.
         stepping: Ids of the images past their prompts, for which each pass counts as a step.
         passes: Forward passes, 1 or more; 1 where a prompt is computed.
+        drafts: How many plain steps each of those images looks ahead that may.
     """
 
     new_jobs: Mapping[str, ImageJob] = field(default_factory=dict)
     stepping: list[str] = field(default_factory=list)
     passes: int = 1
+    drafts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -38,10 +41,14 @@ class ImageRunnerOutput(ModelRunnerOutput):  # type: ignore[misc]
     Attributes:
         num_sampled: Tokens they sampled, of all images.
         num_active_rows: Rows that the next pass samples a token of, of all images.
+        draft_counts: How far those images have come that may look ahead.
+        spare_inputs: Inputs that take as long as a pass's fixed part.
     """
 
     num_sampled: int = 0
     num_active_rows: int = 0
+    draft_counts: Mapping[str, DraftCount] = field(default_factory=dict)
+    spare_inputs: float = 0.0
 
 
 class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
@@ -51,9 +58,17 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         request_ids: The requests that took part, in order.
         result: What came out of the passes.
         table: The running images.
+        spare_inputs: As :class:`ImageRunnerOutput` has it.
     """
 
-    def __init__(self, request_ids: list[str], result: StepResult, table: StateTable) -> None:
+    def __init__(
+        self,
+        request_ids: list[str],
+        result: StepResult,
+        table: StateTable,
+        spare_inputs: float = 0.0,
+    ) -> None:
+        self._spare_inputs = spare_inputs
         self._request_ids = request_ids
         self._result = result
         self._ready: Any = None
@@ -81,6 +96,10 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
             logprobs=self._logprobs(sampled) if self._scores else None,
             num_sampled=self._result.num_sampled,
             num_active_rows=self._result.num_active_rows,
+            draft_counts={
+                self._request_ids[request]: count for request, count in self._result.counts.items()
+            },
+            spare_inputs=self._spare_inputs,
         )
 
     def _logprobs(self, sampled: list[list[int]]) -> LogprobsLists:

@@ -11,11 +11,13 @@ import time
 from typing import Any
 
 from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.models.registry import load_spec
 
 from .arguments import check_config
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity
+from .drafts import DraftChooser
 from .kv_cache import ImageKVCacheManager
 from .messages import ImageRunnerOutput, ImageSchedulerOutput
 from .request import read_job
@@ -27,6 +29,10 @@ MAX_PASSES = 16
 BURST_SECONDS = 0.02
 """How long a new image may have to wait for passes that were planned at once, roughly."""
 
+SPARE_INPUTS = "zipar_spare_inputs"
+"""Key of vLLM's ``additional_config``: inputs that take as long as a pass's fixed part, instead of
+what the runner measures. "auto" makes no drafts at 0."""
+
 
 class _Running:
     """How far an image has come.
@@ -35,15 +41,56 @@ class _Running:
         job: The image.
         next_step: The step to schedule next; 0 is the prefill's last.
         steps_taken: Forward passes whose result is known.
+        drafts: Plain steps that the pass to come looks ahead.
+        draft_count: How far drafts have brought it; None where it makes none.
     """
 
-    __slots__ = ("_policy", "job", "next_step", "steps_taken")
+    __slots__ = (
+        "_chooser",
+        "_policy",
+        "draft_count",
+        "drafts",
+        "job",
+        "next_step",
+        "steps_taken",
+    )
 
     def __init__(self, job: ImageJob) -> None:
         self._policy = job.policy
         self.job = job
         self.next_step = 0
         self.steps_taken = 0
+        self.drafts = 0
+        has_drafts = job.params.drafts != 0
+        self.draft_count = DraftCount(1, 0, 0) if has_drafts else None
+        self._chooser = DraftChooser() if job.params.drafts == "auto" else None
+
+    @property
+    def draft_inputs(self) -> int:
+        """Inputs, at most, for each plain step that it looks ahead."""
+        return max(1, self.job.max_inputs)
+
+    def choose_drafts(self, room: int, spare_inputs: float) -> int:
+        """Decide how many plain steps the next pass looks ahead.
+
+        Args:
+            room: Inputs that the pass has room for.
+            spare_inputs: The image's share of a pass's fixed part, in inputs.
+        """
+        wanted = self.job.params.drafts
+        if self._chooser is not None:
+            wanted = self._chooser.choose(self.draft_inputs, spare_inputs)
+        self.drafts = min(int(wanted), room // self.draft_inputs)
+        return self.drafts
+
+    def take_count(self, count: DraftCount, drafts: int, passes: int) -> DraftCount:
+        """Take in how far passes have brought it; what they added."""
+        before = self.draft_count or DraftCount(1, 0, 0)
+        self.draft_count = count
+        added = count - before
+        if self._chooser is not None and added.plain_steps:  # the prefill adds none
+            self._chooser.observe(drafts, passes, added.plain_steps)
+        return added
 
     def width(self) -> int:
         """Inputs of the next decoding step, or a bound; the prefill's are counted by vLLM."""
@@ -53,7 +100,12 @@ class _Running:
 
     def steps_ahead(self) -> int:
         """Steps, 1 or more, that may be planned before the result of any is known."""
-        if self.next_step == 0 or self._policy.num_steps is None:
+        if self.next_step == 0:
+            return 1
+        if self.draft_count is not None:
+            plain_steps = self.job.grid.num_steps(self.job.params.window)
+            return max(1, -(-(plain_steps - self.draft_count.plain_steps) // (self.drafts + 1)))
+        if self._policy.num_steps is None:
             return 1
         return max(1, self._policy.num_steps - self.next_step)
 
@@ -87,6 +139,10 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._sampled = 0  # tokens, since the last statistics
         self._sampling_passes = 0
         self._active_rows = 0
+        self._drafts = DraftCount(0, 0, 0)  # since the last statistics
+        option = (vllm_config.additional_config or {}).get(SPARE_INPUTS)
+        self._spare_inputs: float | None = None if option is None else float(option)
+        self._measured_spare_inputs = 0.0
         self._token_budget = self.max_num_scheduled_tokens
         is_asynchronous = vllm_config.scheduler_config.async_scheduling
         self.burst_seconds = 0.0 if is_asynchronous else BURST_SECONDS
@@ -125,11 +181,16 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         jobs = {request_id: self._images[request_id].job for request_id in new}
         self._planned_at = time.perf_counter()
         return ImageSchedulerOutput(
-            **vars(output), new_jobs=jobs, stepping=self._stepping, passes=self._passes
+            **vars(output),
+            new_jobs=jobs,
+            stepping=self._stepping,
+            passes=self._passes,
+            drafts={name: self._images[name].drafts for name in self._stepping},
         )
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
+        self._choose_drafts(scheduler_output)
         self._passes = self._count_passes(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
@@ -141,6 +202,20 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             if image.is_scheduled():
                 # Without a placeholder vLLM stops scheduling the request.
                 request.num_output_placeholders -= 1
+
+    def _choose_drafts(self, scheduler_output: SchedulerOutput) -> None:
+        """Let images look ahead as far as they want and the step, once all is in it, has room."""
+        scheduled = [self._images[name] for name in scheduler_output.num_scheduled_tokens]
+        drafting = [
+            image for image in scheduled if image.draft_count is not None and image.next_step
+        ]
+        room = self.max_num_scheduled_tokens - scheduler_output.total_num_scheduled_tokens
+        spare = self._spare_inputs
+        spare = self._measured_spare_inputs if spare is None else spare
+        for place, image in enumerate(drafting):
+            share = room // (len(drafting) - place)
+            drafts = image.choose_drafts(share, spare / len(scheduled))
+            room -= drafts * image.draft_inputs
 
     def _count_passes(self, scheduler_output: SchedulerOutput) -> int:
         """Passes to plan at once, so that no image waits for another longer than it would."""
@@ -164,6 +239,12 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             image = self._images.get(request_id)  # None: over, or aborted, meanwhile
             if image is not None:
                 image.steps_taken += scheduler_output.passes
+        self._measured_spare_inputs = model_runner_output.spare_inputs
+        for request_id, count in model_runner_output.draft_counts.items():
+            image = self._images.get(request_id)
+            if image is not None:
+                drafts = scheduler_output.drafts.get(request_id, 0)
+                self._drafts += image.take_count(count, drafts, scheduler_output.passes)
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_request_with_output(
@@ -187,7 +268,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         image = self._images.pop(request.request_id, None)
         transfer, encoder = super()._free_request(request, delay_free_blocks)
         if image is not None:
-            transfer = put_steps(transfer, image.steps_taken)
+            transfer = put_steps(transfer, image.steps_taken, image.draft_count)
         return transfer, encoder
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -202,9 +283,12 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
                     passes=self._sampling_passes,
                     rows=self._active_rows if images else 0,
                     guidance_lanes=sum(image.job.num_lanes - 1 for image in images),
+                    drafts=self._drafts.made,
+                    accepted_drafts=self._drafts.accepted,
                 ),
             )
         self._sampled = self._sampling_passes = 0
+        self._drafts = DraftCount(0, 0, 0)
         return stats  # type: ignore[no-any-return]
 
     def _num_blocks(self, request: Request) -> int:

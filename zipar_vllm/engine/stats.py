@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from .borrowed import get_stats
 from .vllm_api import SchedulerStats, StatLoggerBase, VllmConfig
@@ -27,6 +27,12 @@ guidance_lanes = Gauge(
     ["engine"],
     multiprocess_mode="mostrecent",
 )
+drafts_made = Counter(
+    "zipar:drafts_made", "Tokens drawn before all they see was known, by looking ahead.", ["engine"]
+)
+drafts_accepted = Counter(
+    "zipar:drafts_accepted", "Drafts that were right and saved work.", ["engine"]
+)
 
 
 class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
@@ -37,6 +43,8 @@ class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
         self._tokens = tokens_per_step.labels(engine)
         self._rows = rows_active.labels(engine)
         self._lanes = guidance_lanes.labels(engine)
+        self._drafts = drafts_made.labels(engine)
+        self._accepted_drafts = drafts_accepted.labels(engine)
 
     def record(
         self,
@@ -55,6 +63,8 @@ class ImageStatLogger(StatLoggerBase):  # type: ignore[misc]
             self._tokens.observe(stats.tokens / stats.passes)
         self._rows.set(stats.rows)
         self._lanes.set(stats.guidance_lanes)
+        self._drafts.inc(stats.drafts)
+        self._accepted_drafts.inc(stats.accepted_drafts)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

@@ -41,6 +41,7 @@ class FakeLLM:
                 prompt=prompt,
                 image=image,
                 steps=116,
+                accepted_drafts=None,
                 seconds=0.5,
                 params=SimpleNamespace(seed=seed + k, policy="fixed_window", window=4),
             )

@@ -1,0 +1,153 @@
+"""Drafts in the engine: the same tokens, fewer passes, no step too wide, nothing left behind.
+
+Most cases are in tests/decoding, without vLLM.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.cases import NEGATIVE, expected, make_image
+from zipar_vllm.engine.borrowed import ImageStats
+from zipar_vllm.engine.drafts import DraftChooser
+from zipar_vllm.engine.model_runner import MAX_SPARE_INPUTS
+from zipar_vllm.prepare import PreparedImage
+
+from .conftest import Engine
+
+
+def random_image(rng: random.Random, terminated: bool) -> PreparedImage:
+    guided = rng.random() < 0.3
+    columns = rng.choice([4, 7, 8])
+    return make_image(
+        terminated,
+        rng.randint(1, 8),
+        columns,
+        prompt=[1, *(rng.randint(4, 30) for _ in range(rng.randint(1, 40))), 2],
+        unconditional=NEGATIVE if guided else [],
+        guidance_scale=2.0 if guided else 1.0,
+        window=rng.randint(1, columns),
+        drafts=rng.choice([0, 1, 5, 64, "auto", "auto"]),
+        seed=rng.randrange(1000),
+        temperature=rng.choice([0.0, 0.5, 1.0]),
+        top_k=rng.choice([0, 20]),
+    )
+
+
+def assert_same_pictures(engine: Engine, images: dict[str, PreparedImage]) -> None:
+    for name, image in images.items():
+        tokens, passes = expected(engine.path, engine.vocabulary, image)
+        assert engine.outputs[name].tokens == tokens, f"{name}: {image}"
+        assert engine.outputs[name].steps <= passes
+
+
+@pytest.fixture
+def widths(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inputs of each pass from now on."""
+    widths: list[int] = []
+    forward = engine.runner.forward
+
+    def keep(batch: Any) -> Any:
+        widths.append(batch.num_inputs)
+        return forward(batch)
+
+    monkeypatch.setattr(engine.runner, "forward", keep)
+    return widths
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("spare_inputs", "burst_seconds"), [(0.0, 3600.0), (4.0, 0.0), (500.0, 3600.0)]
+)
+def test_any_company(
+    engine: Engine,
+    widths: list[int],
+    seen: list[ImageStats],
+    monkeypatch: pytest.MonkeyPatch,
+    spare_inputs: float,
+    burst_seconds: float,
+) -> None:
+    monkeypatch.setattr(engine.scheduler, "_spare_inputs", spare_inputs)
+    monkeypatch.setattr(engine.scheduler, "burst_seconds", burst_seconds)
+    rng = random.Random(int(spare_inputs))
+    images = {str(index): random_image(rng, engine.terminated) for index in range(10)}
+    for name, image in images.items():
+        engine.add(name, image)
+        for _ in range(rng.randrange(4)):
+            engine.step()
+    victim = rng.choice([name for name in images if name not in engine.outputs])
+    engine.abort(victim)
+    del images[victim]
+    engine.run()
+    assert_same_pictures(engine, images)
+    assert max(widths) <= 256 + 32  # the last token of a lane's prompt may be fed twice
+    assert sum(stats.passes for stats in seen) <= len(widths)
+    assert sum(stats.drafts for stats in seen) > sum(stats.accepted_drafts for stats in seen) >= 0
+
+
+@pytest.mark.engine
+def test_auto_makes_no_drafts_where_no_pass_has_room(
+    engine: Engine, seen: list[ImageStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.scheduler, "_spare_inputs", 0.0)
+    image = make_image(engine.terminated, window=2, drafts="auto")
+    assert engine.generate(image).steps == 8 + 7 * 2
+    assert sum(stats.drafts for stats in seen) == 0
+
+
+@pytest.mark.engine
+def test_the_runner_tells_what_a_pass_has_to_spare(
+    engine: Engine, seen: list[ImageStats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 <= engine.runner._measure_spare_inputs() <= MAX_SPARE_INPUTS
+    monkeypatch.setattr(engine.runner, "_spare_inputs", 500.0)
+    engine.generate(make_image(engine.terminated, window=2, drafts="auto"))
+    assert sum(stats.drafts for stats in seen) > 0
+
+
+@pytest.mark.engine
+def test_drafts_take_what_a_step_has_left(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 inputs per step: never more, and the prompt that comes meanwhile does not wait."""
+    widths = []
+    forward = small.runner.forward
+    monkeypatch.setattr(
+        small.runner, "forward", lambda batch: widths.append(batch.num_inputs) or forward(batch)
+    )
+    images = {
+        "a": make_image(True, 6, 6, prompt=[1, 2], drafts=64),
+        "b": make_image(True, 4, 6, prompt=[1] * 40, window=2, drafts=64),
+    }
+    small.add("a", images["a"])
+    small.step()
+    small.step()
+    assert widths == [2, 9]  # two inputs are reserved for each of 7 steps, as rows overlap
+    small.add("b", images["b"])
+    small.step()
+    assert widths[-1] == 16
+    small.run()
+    assert max(widths) <= 16
+    assert_same_pictures(small, images)
+
+
+def test_the_chooser_looks_further_the_better_it_goes() -> None:
+    good, bad = DraftChooser(), DraftChooser()
+    start = good.choose(1, 50.0)
+    for _ in range(20):
+        good.observe(8, passes=1, plain_steps=9)
+        bad.observe(8, passes=1, plain_steps=1)
+    assert good.choose(1, 50.0) > start > bad.choose(1, 50.0)
+    assert good.choose(1, 1e9) == 64
+    assert good.choose(6, 2.0) < good.choose(6, 50.0)
+    assert good.choose(6, 0.0) == 0
+
+
+def test_the_chooser_gives_up_and_tries_again() -> None:
+    """Where no draft is ever right, few passes make any."""
+    chooser, drafts = DraftChooser(), []
+    for _ in range(500):
+        drafts.append(chooser.choose(1, 6.0))
+        chooser.observe(drafts[-1], passes=1, plain_steps=1)
+    assert 0 < sum(drafts[100:]) <= 400 / 15
