@@ -65,11 +65,11 @@ def take_flags(arguments: list[str]) -> list[str]:
             parser.add_argument(flag_of(name), dest=name)
     known, others = parser.parse_known_args(arguments)
     given: dict[str, Any] = {k: v for k, v in vars(known).items() if v is not None}
-    os.environ.update({PREFIX + name.upper(): value for name, value in given.items()})
     try:
-        ServerOptions()
+        ServerOptions(**given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         raise ValueError(f"{flag_of(name)}: got {first['input']!r}, {first['msg']}") from None
+    os.environ.update({PREFIX + name.upper(): value for name, value in given.items()})
     return others

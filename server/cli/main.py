@@ -12,9 +12,9 @@ from zipar_vllm.version import __version__
 COMMANDS = {
     "serve": "serve images over HTTP",
     "generate": "generate pictures without a server",
-    "models": "tell sizes, defaults, steps and memory of image models",
+    "models": "tell a model's sizes, steps and memory",
     "check": "see whether a checkpoint is complete",
-    "convert": "make a checkpoint in its authors' own layout one that can be served",
+    "convert": "convert a checkpoint from its authors' layout",
 }
 
 

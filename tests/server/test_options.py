@@ -41,6 +41,7 @@ def test_sizes_are_not_taken_for_others_unless_asked() -> None:
 def test_a_bad_option_is_told_by_its_flag(flags: list[str], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}.*: got '.*', "):
         take_flags(flags)
+    ServerOptions()  # nothing of it stands in the environment
 
 
 def test_a_switch_takes_no_value() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from server.cli import serve
+from tests.checkpoints.emu3 import make_emu3
 from zipar_vllm.engine import arguments as engine_arguments
 from zipar_vllm.engine.arguments import ONE_PROCESS, RANKS, SCHEDULER, required_arguments
 from zipar_vllm.models import DEMO_PATH
@@ -108,3 +109,11 @@ def test_bad_limits_end_before_anything_is_imported(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ZIPAR_IMAGE_TIMEOUT", "0")  # restored afterwards
     with pytest.raises(SystemExit, match="--image-timeout: got '-1'"):
         serve.main(["--image-timeout", "-1"])
+
+
+def test_a_model_of_ours_runs_by_our_class(tmp_path: Path) -> None:
+    make_emu3(tmp_path)
+    parsed = options(model_tag=str(tmp_path))
+    assert serve.complete(parsed) is None
+    (target,) = parsed.model_class_overrides.values()
+    assert target.endswith(".emu3:Emu3ForImageGeneration")

@@ -1,4 +1,4 @@
-"""What ``zipar models`` and ``zipar check`` say."""
+"""What ``zipar models``, ``zipar check`` and ``zipar convert`` say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import check, models
+from server.cli import check, convert, models
 from tests.checkpoints.emu3 import make_emu3
 from zipar_vllm.models import DEMO_PATH
 
@@ -51,3 +51,14 @@ def test_what_is_no_model_is_told_of_in_a_line(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"error: {tmp_path}: config.json is missing in the folder")
+
+
+def test_what_has_no_converter_is_told_of_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        convert.main([str(DEMO_PATH), str(tmp_path / "new")])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "its architecture LlamaForCausalLM has no converter" in line
+    assert not (tmp_path / "new").exists()
