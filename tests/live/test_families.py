@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import emu3, janus
+from tests.checkpoints import emu3, janus, llamagen
 from tests.hub import put_into_cache
 from zipar_vllm.models.base import Prompts
 from zipar_vllm.models.registry import load_image_model
@@ -28,7 +28,6 @@ pytestmark = pytest.mark.live
 
 OPTIONS = [
     *("--dtype", "float32"),
-    *("--max-model-len", "1024"),
     *("--kv-cache-memory-bytes", str(32 << 20)),
     "--enforce-eager",
     "--nearest-size",
@@ -52,15 +51,24 @@ def draw_emu3(path: Path, prompts: Prompts) -> torch.Tensor:
     return pixels
 
 
+def draw_llamagen(path: Path, prompts: Prompts) -> torch.Tensor:
+    transformer, decoder = llamagen.load_oracles(path)
+    (label,) = prompts.conditional
+    codes = transformer.generate(label - llamagen.CODES, guidance=4.0)
+    return decoder.decode(torch.tensor(codes).view(1, 8, 8))[0].permute(1, 2, 0)
+
+
 @dataclass(frozen=True)
 class Family:
     """What the tests know of one; its default grid has 8 x 8 tokens.
 
     Attributes:
         make: Saves a small checkpoint.
-        draw: Transformers' greedy picture of prompts, in [-1, 1].
+        draw: The oracle's greedy picture of prompts, in [-1, 1].
         size, window: Its defaults.
         wanted, other: A size to ask for, and the one that is drawn then.
+        prompt, negative: What it is asked for.
+        max_model_len: The engine's.
     """
 
     name: str
@@ -70,11 +78,20 @@ class Family:
     window: int
     wanted: str
     other: str
+    prompt: str = "a red apple"
+    negative: str = "dogs"
+    max_model_len: int = 1024
 
 
 FAMILIES = [
     Family("janus-pro", janus.make_janus, draw_janus, "128x128", 2, "1024x1024", "128x128"),
     Family("emu3", emu3.make_emu3, draw_emu3, "64x64", 7, "97x50", "96x48"),
+    Family(
+        *("llamagen", llamagen.make_llamagen, draw_llamagen, "128x128", 6, "512x1024", "128x128"),
+        prompt="golden retriever",
+        negative="tench",
+        max_model_len=66,
+    ),
 ]
 
 
@@ -98,6 +115,7 @@ def server(family: Family, path: Path) -> Iterator[Server]:
     server = start_server(
         path.parent / "server.log",
         *OPTIONS,
+        *("--max-model-len", str(family.max_model_len)),
         model=model,
         environment={"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
     )
@@ -106,9 +124,9 @@ def server(family: Family, path: Path) -> Iterator[Server]:
     assert server.process.wait(90) == 0, server.log.read_text()[-2000:]
 
 
-def post(server: Server, **fields: Any) -> httpx.Response:
+def post(server: Server, family: Family, **fields: Any) -> httpx.Response:
     url = f"{server.url}/v1/images/generations"
-    return httpx.post(url, json={"prompt": "a red apple", **fields}, timeout=60)
+    return httpx.post(url, json={"prompt": family.prompt, **fields}, timeout=60)
 
 
 def pixels(answer: httpx.Response) -> np.ndarray[Any, Any]:
@@ -124,7 +142,7 @@ def test_it_says_what_it_offers(server: Server, family: Family) -> None:
 
 
 def test_a_default_request_and_its_seed_again(server: Server, family: Family) -> None:
-    first, again, other = (post(server, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (post(server, family, seed=seed) for seed in (1, 1, 2))
     answer = first.json()
     assert (answer["size"], answer["zipar"]["window"]) == (family.size, family.window)
     assert answer["zipar"]["steps"] == 8 + 7 * family.window
@@ -133,43 +151,54 @@ def test_a_default_request_and_its_seed_again(server: Server, family: Family) ->
     assert not np.array_equal(pixels(first), pixels(other))
 
 
-def test_a_greedy_picture_is_transformers(server: Server, family: Family, path: Path) -> None:
+def test_a_greedy_picture_is_the_oracles(server: Server, family: Family, path: Path) -> None:
     model = load_image_model(path)
-    prompts = model.prompts("a red apple", None, model.spec.grids[family.size], guided=True)
+    prompts = model.prompts(family.prompt, None, model.spec.grids[family.size], guided=True)
     with torch.no_grad():
         expected = (family.draw(path, prompts).clamp(-1, 1) + 1) * 127.5
-    got = pixels(post(server, temperature=0.0, zipar={"window": 8}))
+    got = pixels(post(server, family, temperature=0.0, zipar={"window": 8}))
     assert np.abs(got - expected.numpy()).max() < 0.5 + 127.5 * 1e-4
 
 
-def test_a_negative_prompt_and_another_guidance_change_it(server: Server) -> None:
+def test_a_negative_prompt_and_another_guidance_change_it(server: Server, family: Family) -> None:
     plain, negative, unguided = (
-        pixels(post(server, seed=1, **fields))
-        for fields in ({}, {"negative_prompt": "dogs"}, {"guidance_scale": 1.0})
+        pixels(post(server, family, seed=1, **fields))
+        for fields in ({}, {"negative_prompt": family.negative}, {"guidance_scale": 1.0})
     )
     assert not np.array_equal(plain, negative)
     assert not np.array_equal(plain, unguided)
 
 
-def test_streaming_with_partial_images(server: Server) -> None:
-    answer = post(server, seed=1, stream=True, partial_images=2)
+def test_streaming_with_partial_images(server: Server, family: Family) -> None:
+    answer = post(server, family, seed=1, stream=True, partial_images=2)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:5] == "data:"]
     kinds = [event["type"].rpartition(".")[2] for event in events]
     assert kinds == ["partial_image", "partial_image", "completed"]
-    assert events[-1]["b64_json"] == post(server, seed=1).json()["data"][0]["b64_json"]
+    assert events[-1]["b64_json"] == post(server, family, seed=1).json()["data"][0]["b64_json"]
 
 
 def test_another_size_is_the_nearest_that_it_draws(server: Server, family: Family) -> None:
-    answer = post(server, size=family.wanted)
+    answer = post(server, family, size=family.wanted)
     assert answer.json()["size"] == family.other
     height, width, _ = pixels(answer).shape
     assert f"{width}x{height}" == family.other
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_what_is_no_class_is_refused(server: Server, family: Family, field: str) -> None:
+    if family.name != "llamagen":
+        pytest.skip("takes any text")
+    answer = post(server, family, **{field: "a red apple"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == field
+    assert error["message"].startswith(f"{field}: got 'a red apple', allowed is a class: 0 to 999")
+
+
 def test_a_size_that_can_never_fit_is_refused(server: Server, family: Family) -> None:
     if family.other == family.size:
         pytest.skip("has one size")
-    answer = post(server, size="512x512")
+    answer = post(server, family, size="512x512")
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "size"
     assert "max_model_len is 1024" in answer.json()["error"]["message"]

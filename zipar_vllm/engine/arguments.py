@@ -42,6 +42,8 @@ def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
     classes = model_classes(model, wishes.get("revision"))
     if classes:
         wishes["model_class_overrides"] = {**classes, **wishes.get("model_class_overrides", {})}
+    if not has_tokenizer(model, wishes.get("revision")):
+        wishes.setdefault("skip_tokenizer_init", True)
     return {**required_arguments(model), **preferred_arguments(wishes), **wishes}
 
 
@@ -54,6 +56,12 @@ def model_classes(model: str | Path, revision: str | None = None) -> dict[str, s
     architecture = Checkpoint(model, revision).architecture
     target = ARCHITECTURES.get(architecture)
     return {architecture: target} if target else {}
+
+
+def has_tokenizer(model: str | Path, revision: str | None = None) -> bool:
+    """Whether a checkpoint has a tokenizer, which vLLM would load; classes, for one, need none."""
+    checkpoint = Checkpoint(model, revision)
+    return any(checkpoint.find(name) for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def required_arguments(model: str | Path) -> dict[str, Any]:

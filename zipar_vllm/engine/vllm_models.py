@@ -7,17 +7,26 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsQuant
-from vllm.model_executor.models.llama import LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaModel,
+)
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
 __all__ = [
     "AutoWeightsLoader",
+    "LlamaAttention",
+    "LlamaDecoderLayer",
     "LlamaForCausalLM",
     "LlamaModel",
     "LogitsProcessor",
     "ParallelLMHead",
+    "RotaryEmbedding",
     "SupportsQuant",
     "VllmConfig",
     "maybe_prefix",

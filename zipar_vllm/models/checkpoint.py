@@ -30,15 +30,22 @@ class Checkpoint:
     Args:
         model: A folder, or a hub id.
         revision: Of the hub id; None is its main branch.
+        folder: Where in the model the files are; empty if not in a folder of theirs.
     """
 
-    def __init__(self, model: str | Path, revision: str | None = None) -> None:
+    def __init__(self, model: str | Path, revision: str | None = None, folder: str = "") -> None:
         self.model = str(model)
         self.revision = revision
+        self.folder = folder
+
+    def part(self, folder: str) -> Checkpoint:
+        """A folder of the checkpoint that has a configuration and weights of its own."""
+        return Checkpoint(self.model, self.revision, folder)
 
     def error(self, problem: str) -> UnusableModelError:
         """The error that names this model and what is wrong with it."""
-        return UnusableModelError(f"{self.model}: {problem}")
+        where = f"{self.model}/{self.folder}" if self.folder else self.model
+        return UnusableModelError(f"{where}: {problem}")
 
     def file(self, name: str) -> Path:
         """The local path of a file, downloaded where it has to be.
@@ -55,6 +62,7 @@ class Checkpoint:
 
     def find(self, name: str) -> Path | None:
         """The local path of a file, or None."""
+        name = f"{self.folder}/{name}" if self.folder else name
         if Path(self.model).exists():
             path = Path(self.model) / name
             return path if path.is_file() else None
@@ -87,8 +95,9 @@ class Checkpoint:
         Raises:
             UnusableModelError: a value has the wrong type.
         """
+        contents = self.config
         try:
-            return kind.from_dict(self.config)
+            return kind.from_dict(contents)
         except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:
             raise self.error(f"{CONFIG}: {' '.join(str(error).split())}") from None
 

@@ -22,7 +22,8 @@ from .checkpoint import WEIGHTS, WEIGHTS_INDEX, Checkpoint
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
-_PIXELS = r"gen_vision_model\."
+PIXELS = "gen_vision_model."
+_PIXELS = re.escape(PIXELS)
 RENAMES = {
     r"language_model\.model\.": "model.language_model.",
     r"gen_embed\.": "model.generation_embeddings.",
@@ -60,7 +61,7 @@ def convert(source: Checkpoint, target: Path) -> None:
     for number, file in enumerate(files, start=1):
         of_many = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         written = WEIGHTS if len(files) == 1 else of_many
-        tensors = dict(_renamed(torch.load(file, map_location="cpu", mmap=True, weights_only=True)))
+        tensors = dict(renamed(torch.load(file, map_location="cpu", mmap=True, weights_only=True)))
         save_file(tensors, target / written, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, written)
     if len(files) > 1:
@@ -75,7 +76,8 @@ def _files(source: Checkpoint) -> list[Path]:
     return [source.file(name) for name in names]
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def renamed(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that are needed, as transformers names them."""
     for name, tensor in tensors.items():
         for pattern, new in RENAMES.items():
             if re.match(pattern, name):

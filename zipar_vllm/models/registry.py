@@ -17,6 +17,7 @@ FAMILIES = {
     "LlamaForCausalLM": "zipar_vllm.models.demo:DemoModel",
     "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
+    "LlamaGenForImageGeneration": "zipar_vllm.models.llamagen:LlamaGenModel",
 }
 """A family's class by the architecture that ``config.json`` names; imported when one is met."""
 CONVERTERS = {

@@ -3,6 +3,7 @@
 ARCHITECTURES = {
     "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
     "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
+    "LlamaGenForImageGeneration": f"{__name__}.llamagen:LlamaGenForImageGeneration",
 }
 """vLLM model class by the architecture that ``config.json`` names.
 

@@ -1,0 +1,73 @@
+"""LlamaGen in the real engine: our rotary embedding of rows and columns, in vLLM's layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cases import assert_diverse, expected
+from tests.checkpoints.llamagen import Transformer, load_oracles, make_llamagen
+from zipar_vllm.models.registry import load_image_model
+from zipar_vllm.params import ImageOptions
+from zipar_vllm.prepare import PreparedImage, prepare_images
+
+from .conftest import Engine, start_engine
+
+pytestmark = pytest.mark.engine
+
+
+# For the session: an engine that goes takes the process groups of all others with it.
+@pytest.fixture(scope="session")
+def llamagen_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    path = tmp_path_factory.mktemp("llamagen") / "model"
+    make_llamagen(path, side=32)
+    return start_engine(path, max_model_len=None)  # what its configuration says is enough
+
+
+@pytest.fixture(scope="session")
+def oracle(llamagen_engine: Engine) -> Transformer:
+    return load_oracles(llamagen_engine.path, side=32)[0]
+
+
+def image_of(path: Path, prompt: str = "207", **options: Any) -> PreparedImage:
+    return prepare_images(load_image_model(path), prompt, ImageOptions(**options), [7])[0]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0], ids=["unguided", "guided"])
+def test_raster_order_is_the_published_architectures(
+    llamagen_engine: Engine, oracle: Transformer, guidance: float
+) -> None:
+    engine = llamagen_engine
+    image = image_of(engine.path, window=32, temperature=0.0, guidance_scale=guidance)
+    tokens = engine.generate(image).tokens
+    assert_diverse(tokens)
+    assert tokens == expected(engine.path, engine.vocabulary, image, model=oracle)[0]
+    beginning = oracle.generate(207, guidance, count=100)  # three rows, without any cache
+    assert tokens[:100] == beginning
+
+
+def test_windows_in_a_batch(llamagen_engine: Engine, oracle: Transformer) -> None:
+    """Guided and not, greedy and sampled; a window of 16 takes the published 528 steps."""
+    engine = llamagen_engine
+    images = {
+        f"{window} {guidance}": image_of(
+            engine.path,
+            "goldfish" if window == 1 else "360",
+            window=window,
+            guidance_scale=guidance,
+            temperature=float(guidance != 1),
+            negative_prompt="tench" if window == 4 else None,
+        )
+        for window in (1, 4, 16)
+        for guidance in (1.0, 4.0)
+    }
+    for name, image in images.items():
+        engine.add(name, image)
+    engine.run()
+    for name, image in images.items():
+        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
+        assert_diverse(tokens)
+        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+    assert engine.outputs["16 4.0"].steps == 528
