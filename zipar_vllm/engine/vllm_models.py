@@ -6,19 +6,32 @@ They are imported where a model of :mod:`.architectures` is loaded, and nowhere 
 from __future__ import annotations
 
 from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsQuant
-from vllm.model_executor.models.llama import LlamaForCausalLM, LlamaModel
+from vllm.model_executor.models.llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaModel,
+)
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
 __all__ = [
     "AutoWeightsLoader",
+    "LlamaAttention",
+    "LlamaDecoderLayer",
     "LlamaForCausalLM",
     "LlamaModel",
     "LogitsProcessor",
     "ParallelLMHead",
     "SupportsQuant",
     "VllmConfig",
+    "get_tensor_model_parallel_rank",
+    "get_tensor_model_parallel_world_size",
     "maybe_prefix",
 ]

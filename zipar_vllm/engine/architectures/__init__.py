@@ -3,6 +3,8 @@
 ARCHITECTURES = {
     "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
     "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
+    "ChameleonForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
+    "ChameleonXLLMXForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
 }
 """vLLM model class by the architecture that ``config.json`` names.
 
