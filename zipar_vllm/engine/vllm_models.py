@@ -6,6 +6,10 @@ They are imported where a model of :mod:`.architectures` is loaded, and nowhere 
 from __future__ import annotations
 
 from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -29,5 +33,7 @@ __all__ = [
     "RotaryEmbedding",
     "SupportsQuant",
     "VllmConfig",
+    "get_tensor_model_parallel_rank",
+    "get_tensor_model_parallel_world_size",
     "maybe_prefix",
 ]

@@ -18,6 +18,8 @@ FAMILIES = {
     "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
     "LlamaGenForImageGeneration": "zipar_vllm.models.llamagen:LlamaGenModel",
+    "ChameleonForConditionalGeneration": "zipar_vllm.models.lumina:LuminaModel",
+    "ChameleonXLLMXForConditionalGeneration": "zipar_vllm.models.lumina:LuminaModel",
 }
 """A family's class by the architecture that ``config.json`` names; imported when one is met."""
 CONVERTERS = {

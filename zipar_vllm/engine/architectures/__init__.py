@@ -4,6 +4,8 @@ ARCHITECTURES = {
     "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
     "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
     "LlamaGenForImageGeneration": f"{__name__}.llamagen:LlamaGenForImageGeneration",
+    "ChameleonForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
+    "ChameleonXLLMXForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
 }
 """vLLM model class by the architecture that ``config.json`` names.
 
