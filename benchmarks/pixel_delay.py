@@ -55,7 +55,7 @@ async def measure(engine: Any, service: ImageService, request: PreparedRequest) 
 
     async def one(image: PreparedImage) -> None:
         partial_rows = rows_of_partials(PARTIAL_IMAGES, image.grid.rows)
-        async for _ in service.stream(image, request, partial_rows):
+        async for _ in service.stream(image, request, service.standing(image), partial_rows):
             pass
 
     await asyncio.gather(*map(one, request.images))

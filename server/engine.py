@@ -15,7 +15,7 @@ class ImageEngine(Protocol):
     def generate(
         self, request_id: str, image: PreparedImage
     ) -> AsyncGenerator[ImageProgress, None]:
-        """Yield the picture each time more of its rows are complete.
+        """Yield the picture when it is begun, and each time more of its rows are complete.
 
         Raises:
             zipar_vllm.errors.EngineUnavailableError: the engine gave the image up.

@@ -23,6 +23,7 @@ from .options import ServerOptions
 from .pixels import PixelWorker
 from .prepare import PreparedRequest, prepare_request
 from .schemas import ImageData, ImageGenerationRequest, ImagesResponse, Seconds, ZiparReport
+from .standing import Standing
 from .storage import ImageStore
 
 
@@ -53,6 +54,7 @@ class ImageService:
         self.admission = Admission(options.max_active_images)
         self.store = ImageStore.from_options(options)
         self._engine = engine
+        self._waiting: dict[Standing, None] = {}
         self._pixels = PixelWorker(model.decode, metrics.pixel_seconds.observe)
 
     def close(self) -> None:
@@ -67,6 +69,10 @@ class ImageService:
             has_storage=self.store is not None,
             nearest_size=self.options.nearest_size,
         )
+
+    def standing(self, image: PreparedImage) -> Standing:
+        """Where an image stands once it is streamed; for :meth:`stream`."""
+        return Standing(image.grid.rows, self._waiting)
 
     async def generate(self, request: PreparedRequest, base_url: str) -> ImagesResponse:
         """Decode and render all images of a request; if one fails, the others are given up.
@@ -93,7 +99,7 @@ class ImageService:
         )
 
     async def _whole(self, image: PreparedImage, request: PreparedRequest) -> RenderedImage:
-        async with aclosing(self.stream(image, request)) as stream:
+        async with aclosing(self.stream(image, request, self.standing(image))) as stream:
             async for rendered in stream:
                 last = rendered
         return last
@@ -102,6 +108,7 @@ class ImageService:
         self,
         image: PreparedImage,
         request: PreparedRequest,
+        standing: Standing,
         partial_rows: Sequence[int] = (),
     ) -> AsyncGenerator[RenderedImage, None]:
         """Decode one image; yields its first rows where wanted, then the whole one.
@@ -111,6 +118,7 @@ class ImageService:
         Args:
             image: One of the request's images.
             request: The request.
+            standing: The image's; kept up to date.
             partial_rows: After which rows to show what there is, ascending. An engine that is
                 ahead of the pixels changes nothing about what is shown.
 
@@ -122,16 +130,18 @@ class ImageService:
         limit = min(limits, default=None)
         name = f"image-{uuid.uuid4().hex}"
         try:
-            async with (
-                asyncio.timeout(limit) as deadline,
-                aclosing(self._engine.generate(name, image)) as progress,
-            ):
-                due = list(partial_rows)
-                async for now in progress:
-                    while due and due[0] <= now.complete_rows:
-                        yield await self._render(now, due.pop(0), image, request, start)
-                    if now.finished:
-                        yield await self._render(now, image.grid.rows, image, request, start)
+            with standing.queued():
+                async with (
+                    asyncio.timeout(limit) as deadline,
+                    aclosing(self._engine.generate(name, image)) as progress,
+                ):
+                    due = list(partial_rows)
+                    async for now in progress:
+                        standing.update(now)
+                        while due and due[0] <= now.complete_rows:
+                            yield await self._render(now, due.pop(0), image, request, start)
+                        if now.finished:
+                            yield await self._render(now, image.grid.rows, image, request, start)
         except (asyncio.CancelledError, GeneratorExit):
             metrics.images_failed.labels("abandoned").inc()
             raise

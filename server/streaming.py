@@ -22,8 +22,7 @@ T = TypeVar("T")
 
 FIRST_KEEP_ALIVE_SECONDS = 0.5
 """Errors within this time are sent as an HTTP status, later ones as an SSE ``error`` event."""
-KEEP_ALIVE_SECONDS = 10.0
-KEEP_ALIVE = ": keep-alive\n\n"
+KEEP_ALIVE_SECONDS = 2.0
 
 _END = object()
 
@@ -86,16 +85,18 @@ async def stream_events(
     """
     image = request.images[0]
     partial_rows = rows_of_partials(partial_images, image.grid.rows)
+    standing = service.standing(image)
     index, began = 0, False
     try:
         async with (
-            aclosing(service.stream(image, request, partial_rows)) as stream,
+            aclosing(service.stream(image, request, standing, partial_rows)) as stream,
             aclosing(with_keep_alive(stream)) as items,
         ):
             async for rendered in items:
                 began = True
                 if rendered is None:
-                    yield KEEP_ALIVE
+                    # A comment, which clients of server-sent events leave out.
+                    yield f": {json.dumps(standing.report())}\n\n"
                 elif rendered.complete_rows < image.grid.rows:
                     metrics.partial_images.inc()
                     yield _event("image_generation.partial_image", rendered, request, index)
@@ -170,5 +171,5 @@ def _event(
         data["zipar"] = report([image]).model_dump()
     else:
         data["partial_image_index"] = index
-        data["zipar"] = {"rows": image.complete_rows}
+        data["zipar"] = {"rows": image.complete_rows, "of": request.images[0].grid.rows}
     return f"event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -50,7 +50,7 @@ class FakeModel:
 class FakeEngine:
     """Finishes a row per step; ``gate`` holds it before a row, ``error`` ends it there.
 
-    It tells of every row, or of ``rows_at_once`` together.
+    Row 0 is the beginning of the picture. It tells of every row, or of ``rows_at_once`` together.
     """
 
     images: list[PreparedImage] = field(default_factory=list)
@@ -70,14 +70,14 @@ class FakeEngine:
         self.request_ids.append(request_id)
         grid = image.grid
         try:
-            for row in range(1, grid.rows + 1):
+            for row in range(grid.rows + 1):
                 await asyncio.sleep(0)
                 if self.hold_at == row:
                     if self.error is not None:
                         raise self.error
                     self.waiting = True
                     await self.gate.wait()
-                self.steps_taken += 1
+                self.steps_taken += row > 0
                 if row % self.rows_at_once:
                     continue
                 codes = [image.params.seed % 7] * (row * grid.columns)

@@ -28,7 +28,7 @@ async function ask(path, options = {}) {
   throw new Failure(message, answer.status === 401 ? "key" : error?.param);
 }
 
-// Server-sent events as objects. A block ends at an empty line; comments only keep the line open.
+// Server-sent events as objects, their comments too: they tell where the picture stands. A block ends at an empty line.
 async function* eventsOf(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -40,9 +40,13 @@ async function* eventsOf(answer) {
     for (const block of blocks) {
       const lines = block.split("\n").filter((line) => line.startsWith("data:"));
       if (lines.length) yield JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
+      else if (block.startsWith(":")) yield { standing: JSON.parse(block.slice(1)) };
     }
   }
 }
+
+const standingIn = ({ queued, rows, of }) =>
+  queued === undefined ? `${rows} of ${of} rows` : queued ? `Waiting, ${queued} ahead` : "Waiting";
 
 function wordsFor(error) {
   if (error instanceof Failure) return error.message;
@@ -110,12 +114,16 @@ async function drawInto(pane, wish, signal) {
       signal,
     });
     for await (const event of eventsOf(answer)) {
+      if (event.standing) {
+        pane.facts.textContent = standingIn(event.standing);
+        continue;
+      }
       if (event.error) throw new Failure(event.error.message, event.error.param);
       pane.image.src = `data:image/${event.output_format};base64,${event.b64_json}`;
       pane.image.hidden = false;
       pane.image.alt = `${wish.prompt}: ${pane.label}`;
       if (event.type === "image_generation.completed") return finish(pane, wish, event);
-      pane.facts.textContent = `${event.zipar.rows} rows`;
+      pane.facts.textContent = standingIn(event.zipar);
     }
     throw new Failure("The connection ended before the picture was whole.");
   } catch (error) {

@@ -44,6 +44,7 @@ class Engine:
     failed: dict[str, str] = field(default_factory=dict)
     logprobs: dict[str, Any] = field(default_factory=dict)
     released: dict[str, list[int]] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -85,6 +86,9 @@ class Engine:
     def step(self) -> None:
         for output in self.llm.llm_engine.step():
             name, completion = output.request_id, output.outputs[0]
+            if not completion.token_ids and not output.finished:
+                self.begun.append(name)
+                continue
             self.released.setdefault(name, []).append(len(completion.token_ids))
             if output.finished and completion.finish_reason == "length":
                 steps = output.kv_transfer_params["zipar_steps"]
@@ -172,6 +176,7 @@ def idle(engine: Engine) -> Iterator[Engine]:
     engine.outputs.clear()
     engine.failed.clear()
     engine.released.clear()
+    engine.begun.clear()
     free = engine.free_blocks
     yield engine
     engine.run()

@@ -68,6 +68,20 @@ def test_one_image_takes_its_steps_and_leaves(small: Engine) -> None:
     ]
 
 
+def test_the_beginning_of_an_image_is_told_when_it_happens(small: Engine) -> None:
+    """Raster order over 2 rows x 100 columns, two at a time: once each, in order of arrival."""
+    images = {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "abc"}
+    for name, image in images.items():
+        small.add(name, image)
+    small.step()
+    assert small.begun == ["a", "b"]
+    while "a" not in small.outputs:
+        assert small.begun == ["a", "b"]
+        small.step()
+    small.run()
+    assert small.begun == ["a", "b", "c"]
+
+
 def test_images_that_do_not_fit_wait_for_all_their_blocks(small: Engine) -> None:
     """Raster order over 2 rows x 100 columns: 2 + 202 slots, 7 blocks each; two of them fit.
 

@@ -126,12 +126,22 @@ async def test_a_picture_downloads(page: Page) -> None:
     assert Path(await file.path()).read_bytes().startswith(b"\x89PNG")
 
 
+async def test_what_waits_says_how_many_are_ahead(page: Page, engine: FakeEngine) -> None:
+    engine.hold_at = 0
+    await draw(page)
+    facts = page.locator(".facts")
+    await expect(facts.get_by_text("Waiting", exact=True)).to_have_count(1)
+    await expect(facts.get_by_text("Waiting, 1 ahead")).to_have_count(1)
+    engine.gate.set()
+    await expect_done(page)
+
+
 async def test_partial_pictures_come_while_the_engine_still_decodes(
     page: Page, engine: FakeEngine
 ) -> None:
     engine.hold_at = 4
     await draw(page)
-    await expect(page.locator("figcaption")).to_contain_text(["3 rows", "3 rows"])
+    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 2)
     await expect(page.locator("figure")).to_have_count(2)
     assert await widths(page) == [64, 64]
     await expect(page.get_by_role("status")).to_contain_text("Drawing")
@@ -142,7 +152,7 @@ async def test_partial_pictures_come_while_the_engine_still_decodes(
 async def test_stop_ends_the_requests(page: Page, engine: FakeEngine) -> None:
     engine.hold_at = 4
     await draw(page)
-    await expect(page.locator("figcaption")).to_contain_text(["3 rows", "3 rows"])
+    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 2)
     await page.get_by_role("button", name="Stop").click()
     await expect(page.get_by_role("status")).to_have_text("Stopped.")
     await expect(page.get_by_role("button", name="Draw", exact=True)).to_be_focused()

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from openai import AsyncOpenAI
 from PIL import Image
 from prometheus_client import REGISTRY
 
+from server import streaming
 from server.access_log import AccessRecord
 from server.options import ServerOptions
 from server.pixels import NEUTRAL
@@ -127,6 +130,45 @@ async def test_keep_alives_while_nothing_comes() -> None:
             gate.set()
     assert seen[:3] == [None, None, None]
     assert seen[-1] == "item"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first keep-alive comes soon."""
+    quick = partial(with_keep_alive, first_seconds=0.01)
+    monkeypatch.setattr(streaming, "with_keep_alive", quick)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_keep_alives_tell_how_many_are_ahead(
+    http: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """Here two of a request that is not streamed; when they are given up, nobody is."""
+    service, request = job_of(http)
+    engine.hold_at = 0
+    others = service.prepare(ImageGenerationRequest(prompt="x", n=2))
+    ahead = asyncio.create_task(service.generate(others, ""))
+    async with asyncio.timeout(5):
+        while len(engine.images) < 2:
+            await asyncio.sleep(0)
+    async with aclosing(stream_events(service, request, 0, AccessRecord("id"))) as events:
+        assert await anext(events) == ': {"queued": 2}\n\n'
+    ahead.cancel()
+    await asyncio.gather(ahead, return_exceptions=True)
+    async with aclosing(stream_events(service, request, 0, AccessRecord("id"))) as events:
+        assert await anext(events) == ': {"queued": 0}\n\n'
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("rows", [0, 3])
+async def test_keep_alives_tell_the_rows_that_are_done(
+    http: httpx.AsyncClient, engine: FakeEngine, rows: int
+) -> None:
+    engine.hold_at = rows + 1
+    events = stream_events(*job_of(http), 0, AccessRecord("id"))
+    assert await anext(events) == f': {{"rows": {rows}, "of": 6}}\n\n'
+    engine.gate.set()
+    assert len([event async for event in events]) == 1
 
 
 async def test_closing_the_stream_closes_the_engines(

@@ -35,7 +35,7 @@ class ImageClient:
     async def generate(
         self, request_id: str, image: PreparedImage
     ) -> AsyncGenerator[ImageProgress, None]:
-        """Decode one image and yield it each time more rows are complete.
+        """Decode one image; yield it when it is begun and each time more rows are complete.
 
         Args:
             request_id: Unique among running requests.

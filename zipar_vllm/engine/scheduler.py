@@ -21,7 +21,14 @@ from .drafts import DraftChooser
 from .kv_cache import ImageKVCacheManager
 from .messages import ImageRunnerOutput, ImageSchedulerOutput
 from .request import read_job
-from .vllm_api import AsyncScheduler, Request, SchedulerOutput, SchedulerStats
+from .vllm_api import (
+    AsyncScheduler,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    Request,
+    SchedulerOutput,
+    SchedulerStats,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -235,9 +242,12 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         if model_runner_output.num_sampled:
             self._sampling_passes += scheduler_output.passes
         self._active_rows = model_runner_output.num_active_rows
+        begun = []
         for request_id in scheduler_output.stepping:
             image = self._images.get(request_id)  # None: over, or aborted, meanwhile
             if image is not None:
+                if image.steps_taken == 0:
+                    begun.append(request_id)
                 image.steps_taken += scheduler_output.passes
         self._measured_spare_inputs = model_runner_output.spare_inputs
         for request_id, count in model_runner_output.draft_counts.items():
@@ -245,7 +255,29 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             if image is not None:
                 drafts = scheduler_output.drafts.get(request_id, 0)
                 self._drafts += image.take_count(count, drafts, scheduler_output.passes)
-        return super().update_from_output(scheduler_output, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request_id in begun:
+            if request_id in self.requests:  # not over already
+                self._tell_of_beginning(self.requests[request_id], outputs)
+        return outputs
+
+    def _tell_of_beginning(self, request: Request, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send an output without tokens: the first one is drawn, and its row takes a while.
+
+        With it go the prefill's times and counts, which are of this moment.
+        """
+        prefill = request.take_prefill_stats()
+        if prefill is not None:
+            prefill.finalize(self.kv_cache_manager.estimate_cached_tokens(request))
+        told = outputs.setdefault(request.client_index, EngineCoreOutputs(outputs=[]))
+        told.outputs.append(
+            EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                events=request.take_events(),
+                prefill_stats=prefill,
+            )
+        )
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False

@@ -27,6 +27,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -52,6 +53,8 @@ __all__ = [
     "CPUWorker",
     "CompilationMode",
     "EngineClient",
+    "EngineCoreOutput",
+    "EngineCoreOutputs",
     "EngineCoreProc",
     "EngineDeadError",
     "EngineGenerateError",
