@@ -1,4 +1,4 @@
-"""Take the README's picture of the web page: a prompt drawn in raster order and with ZipAR.
+"""Take the README's picture of the web page: a prompt in raster order, with ZipAR, with drafts.
 
 python -m benchmarks.screenshot --url http://127.0.0.1:8000 --output docs/page.png
 """

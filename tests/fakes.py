@@ -51,6 +51,7 @@ class FakeEngine:
     """Finishes a row per step; ``gate`` holds it before a row, ``error`` ends it there.
 
     Row 0 is the beginning of the picture. It tells of every row, or of ``rows_at_once`` together.
+    Drafts change no picture, unless ``drafts_differ``.
     """
 
     images: list[PreparedImage] = field(default_factory=list)
@@ -60,6 +61,7 @@ class FakeEngine:
     error: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     rows_at_once: int = 1
+    drafts_differ: bool = False
     steps_taken: int = 0
     waiting: bool = False
 
@@ -80,7 +82,8 @@ class FakeEngine:
                 self.steps_taken += row > 0
                 if row % self.rows_at_once:
                     continue
-                codes = [image.params.seed % 7] * (row * grid.columns)
+                shade = image.params.seed % 7 + bool(self.drafts_differ and image.params.drafts)
+                codes = [shade] * (row * grid.columns)
                 last = row == grid.rows
                 yield ImageProgress(
                     codes=codes,

@@ -75,7 +75,7 @@ function wishes() {
   return {
     prompt: `${$("style").value} ${$("prompt").value}`.trim(),
     size: $("size").value,
-    // Drawn here where the field is empty, so that both pictures share it.
+    // Drawn here where the field is empty, so that all pictures share it.
     seed: number("seed") ?? drawnSeed(),
     guidance_scale: number("guidance_scale"),
     temperature: number("temperature"),
@@ -84,20 +84,37 @@ function wishes() {
   };
 }
 
-// Empty frames: of the chosen window, behind raster order where that is wished and another.
+// What Draw draws: the chosen window, beside raster order without and with drafts where wished.
+function plans() {
+  const window = $("window").valueAsNumber;
+  const raster = { window: columns(), name: "Raster order", file: `window-${columns()}`, zipar: { adaptive: false, drafts: 0 } };
+  const drafts = {
+    ...raster, name: "Raster + drafts", claim: "the same picture",
+    file: `${raster.file}-drafts`,
+    // Not "auto", which may make none beside other pictures.
+    zipar: { adaptive: false, drafts: 16 },
+  };
+  const adaptive = $("adaptive").checked;
+  const zipar = {
+    window, name: `ZipAR, window ${window}${adaptive ? " or more" : ""}`,
+    file: `window-${window}${adaptive ? "-adaptive" : ""}`, zipar: { adaptive },
+  };
+  const chosen = window === columns() ? [] : [zipar];
+  if (!$("compare").checked) return chosen.length ? chosen : [raster];
+  return [raster, ...chosen, ...($("drafts").checked ? [drafts] : [])];
+}
+
+// Empty frames, one for each picture to draw.
 function newPanes() {
-  const chosen = $("window").valueAsNumber;
-  const windows = $("compare").checked && chosen !== columns() ? [columns(), chosen] : [chosen];
-  const panes = windows.map((window) => {
+  const panes = plans().map((plan) => {
     const figure = $("pane").content.cloneNode(true).firstElementChild;
     const part = (selector) => figure.querySelector(selector);
-    const adaptive = $("adaptive").checked && window !== columns();
-    const name = `ZipAR, window ${window}${adaptive ? " or more" : ""}`;
-    const label = window === columns() ? "Raster order" : name;
-    const pane = { window, adaptive, label, figure, image: part("img"), facts: part(".facts"), link: part("a") };
+    const label = plan.claim ? `${plan.name}: ${plan.claim}` : plan.name;
     part("strong").textContent = label;
     part(".frame").style.aspectRatio = $("size").value.replace("x", "/");
-    return pane;
+    return {
+      ...plan, label, figure, image: part("img"), facts: part(".facts"), verdict: part(".verdict"), link: part("a"),
+    };
   });
   $("pictures").replaceChildren(...panes.map((pane) => pane.figure));
   $("ratio").hidden = true;
@@ -110,7 +127,7 @@ async function drawInto(pane, wish, signal) {
   try {
     const answer = await ask("v1/images/generations", {
       method: "POST",
-      body: JSON.stringify({ ...wish, zipar: { window: pane.window, adaptive: pane.adaptive } }),
+      body: JSON.stringify({ ...wish, zipar: { ...pane.zipar, window: pane.window } }),
       signal,
     });
     for await (const event of eventsOf(answer)) {
@@ -138,7 +155,7 @@ function finish(pane, wish, { zipar, seed, output_format: format }) {
   pane.facts.textContent = `${zipar.steps} steps, ${secondsOf(zipar).toFixed(2)} s`;
   pane.link.href = pane.image.src;
   const name = (wish.prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).slice(0, 8).join("-");
-  pane.link.download = `${name}-seed-${seed}-window-${zipar.window}${zipar.adaptive ? "-adaptive" : ""}.${format}`;
+  pane.link.download = `${name}-seed-${seed}-${pane.file}.${format}`;
   pane.link.ariaLabel = `Download ${pane.label}`;
   pane.link.hidden = false;
   return zipar;
@@ -153,22 +170,33 @@ async function draw() {
   const { signal } = running;
   $("status").textContent = `Drawing with seed ${wish.seed}.`;
   $("results").scrollIntoView({ block: "nearest" }); // below the form on a phone
-  // At the same time: both are seen to grow, and share the engine alike.
+  // At the same time: all are seen to grow, and share the engine alike.
   const ends = await Promise.allSettled(panes.map((pane) => drawInto(pane, wish, signal)));
   setRunning(null);
   const failures = ends.filter((end) => end.reason).map((end) => end.reason);
-  if (!failures.length) showRatio(ends.map((end) => end.value));
+  if (!failures.length) showGains(panes, ends.map((end) => end.value));
   else if (!signal.aborted) showFailure(failures);
-  const done = `Done with seed ${wish.seed}${panes.length > 1 ? ", both at the same time" : ""}.`;
+  const together = ["", ", both at the same time", ", all at the same time"][panes.length - 1];
+  const done = `Done with seed ${wish.seed}${together}.`;
   $("status").textContent = !failures.length ? done : signal.aborted ? "Stopped." : "";
 }
 
-function showRatio([raster, zipar]) {
-  if (!zipar) return;
-  const steps = (raster.steps / zipar.steps).toFixed(1);
-  const seconds = (secondsOf(raster) / secondsOf(zipar)).toFixed(1);
-  $("ratio").textContent = `Raster order took ${steps} times the steps and ${seconds} times the seconds.`;
+// What the others gain over raster order, and whether what claims to be its picture is.
+function showGains([raster, ...others], [first, ...reports]) {
+  if (!others.length) return;
+  const gains = others.map((pane, index) => {
+    const steps = (first.steps / reports[index].steps).toFixed(1);
+    const seconds = (secondsOf(first) / secondsOf(reports[index])).toFixed(1);
+    return `${steps} times the steps and ${seconds} times the seconds of ${pane.name}`;
+  });
+  $("ratio").textContent = `Raster order took ${gains.join("; ")}.`;
   $("ratio").hidden = false;
+  for (const pane of others.filter((other) => other.claim)) {
+    const same = pane.image.src === raster.image.src;
+    pane.verdict.textContent = same ? "Same bytes as raster order" : "Other bytes than raster order";
+    pane.verdict.hidden = false;
+    pane.figure.classList.toggle("differs", !same);
+  }
 }
 
 // Draw keeps the focus, so it is not disabled; Stop hands it back.
@@ -208,6 +236,7 @@ function showWindow() {
   $("window").max = columns();
   $("window-value").textContent = `${$("window").value} of ${columns()}`;
   $("columns").textContent = columns();
+  $("drafts").disabled = !$("compare").checked;
   if (!drawn) newPanes(); // empty frames say what Draw would draw
 }
 
@@ -221,7 +250,7 @@ async function load() {
   }
 }
 
-$("window").oninput = $("size").onchange = $("adaptive").onchange = $("compare").onchange = () => facts && showWindow();
+$("window").oninput = $("size").onchange = $("adaptive").onchange = $("compare").onchange = $("drafts").onchange = () => facts && showWindow();
 $("new-seed").onclick = () => { if (facts) $("seed").value = drawnSeed(); };
 $("stop").onclick = () => running?.abort();
 // An invalid field has to be seen before the browser can point at it.

@@ -96,23 +96,48 @@ async def widths(page: Page) -> list[int]:
     return await page.locator("figure img").evaluate_all("all => all.map(i => i.naturalWidth)")
 
 
-async def test_draws_raster_order_and_zipar_on_the_same_seed(
+async def test_draws_raster_order_zipar_and_drafts_on_the_same_seed(
     page: Page, engine: FakeEngine
 ) -> None:
     await draw(page)
     await expect_done(page)
     captions = page.locator("figcaption")
-    await expect(captions).to_have_count(2)
-    await expect(captions).to_contain_text(["Raster order", "ZipAR, window 4"])
-    await expect(captions).to_contain_text([re.compile(r"99 steps, \d+\.\d\d s")] * 2)
-    await expect(page.locator("#ratio")).to_contain_text("1.0 times the steps and")
-    assert await widths(page) == [64, 64]
+    names = ["Raster order", "ZipAR, window 4", "Raster + drafts: the same picture"]
+    await expect(captions).to_contain_text(names)
+    await expect(captions).to_contain_text([re.compile(r"99 steps, \d+\.\d\d s")] * 3)
+    gain = r"1\.0 times the steps and \d+\.\d times the seconds of "
+    text = re.compile(f"{gain}ZipAR, window 4; {gain}Raster \\+ drafts")
+    await expect(page.locator("#ratio")).to_contain_text(text)
+    assert await widths(page) == [64, 64, 64]
     assert len(engine.images[0].prompts.conditional) == 4
-    raster, zipar = (image.params for image in engine.images)
-    assert {raster.window, zipar.window} == {8, 4}
-    assert raster.seed == zipar.seed
-    assert raster.guidance_scale == 2.0
-    await expect(page.get_by_role("status")).to_contain_text(str(raster.seed))
+    asked = {(image.params.window, image.params.drafts) for image in engine.images}
+    assert asked == {(8, 0), (4, 0), (8, 16)}
+    (seed,) = {image.params.seed for image in engine.images}
+    assert engine.images[0].params.guidance_scale == 2.0
+    await expect(page.get_by_role("status")).to_contain_text(str(seed))
+
+
+@pytest.mark.parametrize("differs", [False, True])
+async def test_the_page_says_whether_drafts_gave_the_same_bytes(
+    page: Page, engine: FakeEngine, differs: bool
+) -> None:
+    engine.drafts_differ = differs
+    await draw(page)
+    await expect_done(page)
+    verdict = "Other bytes than raster order" if differs else "Same bytes as raster order"
+    await expect(page.locator(".verdict:visible")).to_contain_text([verdict])
+    await expect(page.locator("figure").last.locator(".verdict")).to_be_visible()
+
+
+async def test_drafts_can_be_left_out(page: Page, engine: FakeEngine) -> None:
+    await expect(page.locator("figcaption")).to_have_count(3)
+    await page.get_by_label("with drafts").uncheck()
+    await expect(page.locator("figcaption")).to_contain_text(["Raster order", "ZipAR"])
+    await draw(page)
+    await expect_done(page)
+    assert [image.params.drafts for image in engine.images] == [0, 0]
+    await page.get_by_label("side by side").uncheck()
+    await expect(page.get_by_label("with drafts")).to_be_disabled()
 
 
 async def test_a_picture_downloads(page: Page) -> None:
@@ -141,9 +166,9 @@ async def test_partial_pictures_come_while_the_engine_still_decodes(
 ) -> None:
     engine.hold_at = 4
     await draw(page)
-    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 2)
-    await expect(page.locator("figure")).to_have_count(2)
-    assert await widths(page) == [64, 64]
+    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 3)
+    await expect(page.locator("figure")).to_have_count(3)
+    assert await widths(page) == [64, 64, 64]
     await expect(page.get_by_role("status")).to_contain_text("Drawing")
     engine.gate.set()
     await expect_done(page)
@@ -152,12 +177,12 @@ async def test_partial_pictures_come_while_the_engine_still_decodes(
 async def test_stop_ends_the_requests(page: Page, engine: FakeEngine) -> None:
     engine.hold_at = 4
     await draw(page)
-    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 2)
+    await expect(page.locator("figcaption")).to_contain_text(["3 of 6 rows"] * 3)
     await page.get_by_role("button", name="Stop").click()
     await expect(page.get_by_role("status")).to_have_text("Stopped.")
     await expect(page.get_by_role("button", name="Draw", exact=True)).to_be_focused()
     async with asyncio.timeout(30):
-        while len(engine.closed) < 2:
+        while len(engine.closed) < 3:
             await asyncio.sleep(0.01)
     await expect(page.get_by_role("alert")).to_be_hidden()
     engine.hold_at = None
@@ -192,7 +217,7 @@ async def test_the_adaptive_window(page: Page, engine: FakeEngine, tmp_path: Pat
     await draw(page)
     await expect_done(page)
     captions = page.locator("figcaption")
-    await expect(captions).to_contain_text(["Raster order", "ZipAR, window 4 or more"])
+    await expect(captions).to_contain_text(["Raster order", "ZipAR, window 4 or more", "drafts"])
     asked = {(image.params.window, image.params.policy) for image in engine.images}
     assert asked == {(8, "fixed_window"), (4, "adaptive_window")}
     link = page.get_by_role("link", name="Download ZipAR")
@@ -201,6 +226,8 @@ async def test_the_adaptive_window(page: Page, engine: FakeEngine, tmp_path: Pat
 
 async def test_the_widest_window_is_drawn_once(page: Page, engine: FakeEngine) -> None:
     await page.get_by_label("Window").fill("8")
+    await expect(page.locator("figcaption")).to_contain_text(["Raster order", "drafts"])
+    await page.get_by_label("side by side").uncheck()
     await draw(page)
     await expect_done(page)
     await expect(page.locator("figcaption")).to_contain_text(["Raster order"])
@@ -224,7 +251,7 @@ async def test_a_failure_amid_the_picture_is_told_in_words(page: Page, engine: F
     engine.hold_at, engine.error = 4, EngineUnavailableError("draining")
     await draw(page)
     await expect(page.get_by_role("alert")).to_have_text("the server is shutting down")
-    await expect(page.locator("figcaption")).to_contain_text(["Failed", "Failed"])
+    await expect(page.locator("figcaption")).to_contain_text(["Failed"] * 3)
 
 
 async def test_a_lost_server_is_told_in_words(page: Page, complaints: list[str]) -> None:
@@ -273,8 +300,9 @@ async def test_a_phone_needs_no_sideways_scrolling(page: Page, scheme: str) -> N
     await draw(page)
     await expect_done(page)
     assert await page.evaluate("document.documentElement.scrollWidth") == 375
-    left, right = [await figure.bounding_box() for figure in await page.locator("figure").all()]
-    assert left["y"] == right["y"]  # side by side here too
+    boxes = [await figure.bounding_box() for figure in await page.locator("figure").all()]
+    left, right, below = (box["y"] for box in boxes if box)
+    assert left == right < below  # two side by side here too
 
 
 async def test_every_control_has_a_name(page: Page) -> None:
