@@ -80,6 +80,16 @@ def test_other_lanes_and_later_slots_do_not_matter(kernel_name):
     torch.testing.assert_close(run(disturb=True), run(disturb=False))
 
 
+@pytest.mark.parametrize("leftover", [float("nan"), float("inf"), float("-inf")])
+def test_the_torch_kernel_does_not_mind_what_nobody_sees(leftover):
+    """Blocks come with what their last owner left: in float16 that may be no number."""
+    shape = Shape(4, 2, 32, 16, torch.float32)
+    kernel, lanes = make_kernel("torch", shape), Lanes(shape, seed=5, leftover=leftover)
+    for positions in (np.arange(3), np.array([3, 20, 37]), np.array([4, 21, 90])):
+        inputs = [(2, positions), (6, positions[:2])]
+        assert_close(lanes.step(kernel, inputs, num_decoding=2), shape.dtype)
+
+
 def test_the_cpu_kernel_refuses_what_it_is_not_written_for():
     assert not cpu_attention.supports(torch.float16, 64, 32)
     assert not cpu_attention.supports(torch.float32, 40, 32)

@@ -26,6 +26,7 @@ class LaneGroup:
         block_table: int64 ``[lanes, blocks]``.
         bias: ``[lanes, 1, heads_per_kv_head * queries, blocks * block_size]`` in the model's
             dtype: 0 where a query sees a slot, -inf elsewhere.
+        unseen: bool ``[lanes, blocks * block_size, 1, 1]``, the slots that no query sees.
     """
 
     start: int
@@ -34,6 +35,7 @@ class LaneGroup:
     output_index: torch.Tensor
     block_table: torch.Tensor
     bias: torch.Tensor
+    unseen: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,46 +97,39 @@ class TorchAttention:
         query_index = torch.from_numpy(index).to(device, non_blocking=True)
         blocks = int(step.last_positions[first:last].max()) // step.block_size + 1
         lanes = torch.from_numpy(step.lanes[first:last]).to(device, non_blocking=True)
+        visible = visibility(
+            step.orders[lanes, : blocks * step.block_size],
+            step.positions[start:stop][query_index],
+            step.limits[start:stop][query_index],
+        )
         return LaneGroup(
             start=start,
             stop=stop,
             query_index=query_index,
             output_index=torch.from_numpy(np.flatnonzero(used)).to(device, non_blocking=True),
             block_table=step.block_table[lanes, :blocks],
-            bias=visibility_bias(
-                step.orders[lanes, : blocks * step.block_size],
-                step.positions[start:stop][query_index],
-                step.limits[start:stop][query_index],
-                self._heads_per_kv_head,
-                self._dtype,
-            ),
+            bias=_bias(visible, self._heads_per_kv_head, self._dtype),
+            unseen=~visible.any(dim=1)[..., None, None],
         )
 
 
-def visibility_bias(
-    orders: torch.Tensor,
-    positions: torch.Tensor,
-    limits: torch.Tensor,
-    heads_per_kv_head: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Write the visibility rule as an additive bias.
+def visibility(orders: torch.Tensor, positions: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Apply the visibility rule: bool ``[lanes, queries, slots]``.
 
     Args:
         orders: int32 ``[lanes, slots]``, this step's writes included.
         positions: int64 ``[lanes, queries]``, the queries' raster positions.
         limits: int32 ``[lanes, queries]``, the highest order that each query sees.
-        heads_per_kv_head: Query heads that share a key head; their queries are repeated.
-        dtype: The queries' dtype.
-
-    Returns:
-        ``[lanes, 1, heads_per_kv_head * queries, slots]``.
     """
-    lanes, slots = orders.shape
-    columns = torch.arange(slots, device=orders.device)
+    columns = torch.arange(orders.shape[1], device=orders.device)
     visible = orders.unsqueeze(1) <= limits.unsqueeze(-1)
-    visible &= columns <= positions.unsqueeze(-1)
-    bias = torch.zeros(visible.shape, dtype=dtype, device=orders.device)
+    return visible & (columns <= positions.unsqueeze(-1))
+
+
+def _bias(visible: torch.Tensor, heads_per_kv_head: int, dtype: torch.dtype) -> torch.Tensor:
+    """Write what is visible as an additive bias, once per query head that shares a key head."""
+    lanes, _, slots = visible.shape
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     bias.masked_fill_(~visible, float("-inf"))
     return bias.repeat(1, heads_per_kv_head, 1).view(lanes, 1, -1, slots)
 
@@ -147,6 +142,8 @@ def _attend(
     lanes, queries = group.query_index.shape
     slots = group.block_table.shape[1] * block_size
     kv = cache.index_select(0, group.block_table.flatten()).view(lanes, slots, kv_heads, kv_size)
+    # Of what others left there, a number that is none would outlast a weight of zero.
+    kv.masked_fill_(group.unseen, 0.0)
     key, value = kv[..., : 2 * head_size].transpose(1, 2).split(head_size, dim=-1)
     # Query heads that share a key head become extra query rows: keys are read once for all.
     q = query[group.query_index].view(lanes, queries, kv_heads, heads // kv_heads, head_size)

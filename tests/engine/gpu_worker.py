@@ -1,0 +1,130 @@
+"""Draw with vLLM's GPU worker over CPU tensors, print the tokens as JSON: ``gpu_worker.py MODEL``.
+
+The worker's own code runs, start to end; what asks for a CUDA device is answered in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+import torch
+from vllm.model_executor.warmup import kernel_warmup, mamba_triton_warmup
+from vllm.platforms.cpu import CpuPlatform
+from vllm.utils import flashinfer as vllm_flashinfer
+from vllm.v1.worker import gpu_worker
+
+from tests.cases import NEGATIVE, make_image
+from tests.engine.conftest import start_engine
+from zipar_vllm.engine.worker import ZipARWorker
+from zipar_vllm.prepare import ADAPTIVE, PreparedImage
+
+MEMORY = 8 << 30
+
+MINIMAX = "vllm.model_executor.warmup.minimax_m3_msa_warmup"
+OTHER_MODELS = (
+    "qwen_vl_triton_warmup",
+    "kimi_k3_triton_warmup",
+    "qwen4_exp_qsa_triton_warmup",
+    "b12x_warmup",
+    "deepseek_v4_sparse_mla_attention_warmup",
+    "flashinfer_sparse_mla_decode_autotune_warmup",
+)
+"""Warm-ups that import a model, some of them torchvision with it, to see that it is not ours."""
+
+
+class GPUWorkerOnCPU(ZipARWorker):
+    """The GPU worker, but for the device that it would set up."""
+
+    def init_device(self) -> None:
+        self.device = torch.device("cpu")
+        gpu_worker.init_worker_distributed_environment(
+            self.vllm_config, self.rank, self.distributed_init_method, self.local_rank, "gloo"
+        )
+        self.init_snapshot = MagicMock(free_memory=MEMORY, total_memory=MEMORY)
+        self.requested_memory = MEMORY
+        self._init_workspace_and_model_runner()
+
+    def compile_or_warm_up_model(self) -> Any:
+        with as_on_an_h100():
+            return super().compile_or_warm_up_model()
+
+
+@contextlib.contextmanager
+def as_on_an_h100() -> Iterator[None]:
+    """Warm-up as with an H100 and FlashInfer: what launches kernels is replaced, no more."""
+    flashinfer = MagicMock()
+    flashinfer.autotuner.AutoTuner.get.return_value._dirty = False
+    platform = type(kernel_warmup.current_platform)
+
+    def is_hopper(cls: Any, capability: int, *args: Any) -> bool:
+        return capability == 90
+
+    def mamba(runner: Any) -> None:
+        assert not mamba_triton_warmup._has_mamba_style_cache(runner)
+
+    with contextlib.ExitStack() as stack:
+        modules = {
+            "flashinfer": flashinfer,
+            "flashinfer.autotuner": flashinfer.autotuner,
+            MINIMAX: MagicMock(),
+        }
+        stack.enter_context(patch.dict(sys.modules, modules))
+        stack.enter_context(patch.object(platform, "has_device_capability", classmethod(is_hopper)))
+        stack.enter_context(patch.object(kernel_warmup, "has_flashinfer", lambda: True))
+        for name in OTHER_MODELS:
+            stack.enter_context(patch.object(kernel_warmup, name, lambda *args: None))
+        stack.enter_context(patch.object(kernel_warmup, "mamba_triton_warmup", mamba))
+        cache = MagicMock(return_value=Path("/nonexistent/autotune.json"))
+        stack.enter_context(patch.object(kernel_warmup, "resolve_flashinfer_autotune_file", cache))
+        for name in ("autotune", "flashinfer_get_hybrid_num_tokens_buckets"):
+            stack.enter_context(patch.object(vllm_flashinfer, name, MagicMock(), create=True))
+        stack.enter_context(patch("torch.accelerator.synchronize", lambda *args: None))
+        yield
+
+
+@contextlib.contextmanager
+def scheduling_ahead() -> Iterator[None]:
+    """As on a GPU: the next step is planned before the result of the last one is known."""
+    update = CpuPlatform.check_and_update_config
+
+    def update_and_schedule_ahead(config: Any) -> None:
+        update(config)
+        config.scheduler_config.async_scheduling = True
+
+    with patch.object(
+        CpuPlatform, "check_and_update_config", staticmethod(update_and_schedule_ahead)
+    ):
+        yield
+
+
+def images(terminated: bool) -> list[PreparedImage]:
+    """One of a fixed window, one of an adaptive one, both guided."""
+    guided: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
+    sampled = {"temperature": 1.0, "seed": 3}
+    return [
+        make_image(terminated, window=4, **guided, **sampled),
+        make_image(terminated, policy=ADAPTIVE, **guided, **sampled),
+    ]
+
+
+def main(path: Path) -> None:
+    worker = f"{GPUWorkerOnCPU.__module__}.{GPUWorkerOnCPU.__name__}"
+    with scheduling_ahead():
+        engine = start_engine(path, worker_cls=worker, max_num_seqs=4)
+    assert engine.core.batch_queue_size == 2
+    for number, image in enumerate(images(engine.terminated)):
+        engine.add(str(number), image)
+    engine.run()
+    drawn = {name: finished.tokens for name, finished in engine.outputs.items()}
+    engine.core.shutdown()
+    print(json.dumps(drawn))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

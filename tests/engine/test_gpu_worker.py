@@ -1,0 +1,27 @@
+"""vLLM's GPU worker starts, draws and stops over CPU tensors; nothing of CUDA is tested here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Engine
+from .gpu_worker import images
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_gpu_worker_draws_what_the_cpu_worker_draws(engines: Callable[[bool], Engine]) -> None:
+    engine = engines(True)
+    command = [sys.executable, "-m", "tests.engine.gpu_worker", str(engine.path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    drawn = json.loads(result.stdout.splitlines()[-1])
+    assert drawn == {
+        str(number): engine.generate(image).tokens
+        for number, image in enumerate(images(engine.terminated))
+    }
