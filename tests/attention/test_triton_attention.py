@@ -86,6 +86,19 @@ def test_a_lane_of_many_queries_is_cut_into_tiles(count):
     assert_close((output.cpu(), fed.expected), shape.dtype)
 
 
+def test_more_parts_than_are_merged_at_once():
+    """Eleven, the last of which outweigh the first for some heads, or see nothing."""
+    shape = Shape(16, 1, 64, 64, torch.float32, blocks_per_lane=11)
+    lanes, kernel = Lanes(shape, 4, DEVICE), make_kernel(shape)
+    lanes.step(kernel, [(0, np.arange(690))], 0)
+    fed = lanes.feed([(0, np.array([200, 700]))], 1)
+    metadata = kernel.prepare(fed.inputs)
+    assert metadata.parts == 11
+    output = torch.full_like(fed.query, float("nan"))
+    lanes.run(kernel, fed, metadata, output)
+    assert_close((output.cpu(), fed.expected), shape.dtype)
+
+
 def test_the_batch_changes_no_bit():
     """Whichever lanes run beside it, a lane's parts are the same."""
     shape = Shape(4, 2, 64, 64, torch.float32, blocks_per_lane=4)

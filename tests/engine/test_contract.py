@@ -120,7 +120,7 @@ def test_allocation_takes_lookahead() -> None:
 def test_scheduler_output_only_adds_what_it_says() -> None:
     ours = set(ImageSchedulerOutput.__dataclass_fields__)
     theirs = set(vllm_api.SchedulerOutput.__dataclass_fields__)
-    assert ours - theirs == {"new_jobs", "stepping", "passes"}
+    assert ours - theirs == {"new_jobs", "stepping", "passes", "drafts"}
 
 
 def test_forward_context_takes_metadata_and_slot_mapping() -> None:

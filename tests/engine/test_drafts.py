@@ -126,7 +126,7 @@ def test_drafts_take_what_a_step_has_left(small: Engine, monkeypatch: pytest.Mon
     assert widths == [2, 9]  # two inputs are reserved for each of 7 steps, as rows overlap
     small.add("b", images["b"])
     small.step()
-    assert widths[-1] == 16
+    assert widths[-1] == 1 + 14  # no draft: two inputs are reserved for a, all else is b's prompt
     small.run()
     assert max(widths) <= 16
     assert_same_pictures(small, images)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.engine
 GREEDY = {"temperature": 0.0, "window": 4, "progress": False}
 
 
-# Never closed: an engine that goes takes what all in the process share with it.
-@pytest.fixture(scope="module")
+# Until the end of the session: an engine that goes takes what all in the process share with it.
+@pytest.fixture(scope="session")
 def llm() -> ImageLLM:
     environment, affinity = dict(os.environ), os.sched_getaffinity(0)
     llm = ImageLLM(dtype="float32", enforce_eager=True, max_model_len=620)
@@ -79,5 +79,5 @@ def test_what_does_not_fit_is_refused(llm: ImageLLM) -> None:
 
 
 def test_an_unknown_folder_is_no_model(tmp_path: object) -> None:
-    with pytest.raises(ValueError, match="no image model"):
+    with pytest.raises(ValueError, match="config.json is missing"):
         ImageLLM(str(tmp_path))
