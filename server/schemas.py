@@ -182,7 +182,7 @@ class ZiparReport(BaseModel):
     adaptive: bool
     policy: str
     drafts: NumDrafts
-    accepted_drafts: float | None
+    accepted_drafts: float | None = None
     seconds: Seconds
 
 

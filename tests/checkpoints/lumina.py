@@ -68,9 +68,9 @@ class VQGAN(nn.Module):
         def block(narrow: int, wide: int) -> nn.Module:
             return ChameleonVQVAEEncoderResnetBlock(config, narrow, wide)
 
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(CODES, EMBEDDING)})
+        self.quantize: Any = nn.ModuleDict({"embedding": nn.Embedding(CODES, EMBEDDING)})
         self.post_quant_conv = nn.Conv2d(EMBEDDING, LATENT, 1)
-        decoder = nn.ModuleDict()
+        decoder: Any = nn.ModuleDict()
         decoder["conv_in"] = nn.Conv2d(LATENT, lowest, 3, padding=1)
         decoder["mid"] = nn.ModuleDict(
             {
@@ -89,11 +89,11 @@ class VQGAN(nn.Module):
             decoder["up"].append(up)
         decoder["norm_out"] = nn.GroupNorm(32, CHANNELS, eps=1e-6)
         decoder["conv_out"] = nn.Conv2d(CHANNELS, 3, 3, padding=1)
-        self.decoder = decoder
+        self.decoder: Any = decoder
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels ``[B, 3, H, W]`` of codes ``[B, rows, columns]``."""
-        decoder: Any = self.decoder
+        decoder = self.decoder
         latents = self.quantize["embedding"](codes).movedim(-1, 1)
         pixels = decoder["conv_in"](self.post_quant_conv(latents))
         for part in ("block_1", "attn_1", "block_2"):
