@@ -10,6 +10,7 @@ all of it in both dtypes. Writes ``benchmarks/results/numerics.json`` and ``nume
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +101,9 @@ def main() -> None:
     for dtype in DTYPES:
         ways = draw(dtype, options)
         _, alone[dtype] = next(ways)
-        records += [make_record(dtype, name, alone[dtype], tokens) for name, tokens in ways]
+        for name, tokens in ways:
+            records.append(make_record(dtype, name, alone[dtype], tokens))
+            print(records[-1], file=sys.stderr, flush=True)
     records.append(make_record(DTYPES[0], f"in {DTYPES[1]}", *alone.values()))
     write_results(options.output, "numerics", [asdict(r) for r in records], make_table(records))
     print(make_table(records))
