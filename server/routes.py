@@ -61,7 +61,7 @@ async def generate_images(request: Request) -> Response:
         try:
             body = await _read_body(request, service.options.max_body_bytes)
             _check_model(request, body.model)
-            record.request = prepared = service.prepare(body)
+            record.request = prepared = await asyncio.to_thread(service.prepare, body)
             held.enter_context(service.admission.admit(prepared))
             if not body.stream:
                 work = service.generate(prepared, str(request.base_url))

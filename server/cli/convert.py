@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> None:
         "--image-size", type=int, help="pixels of a picture's side (default: as MODEL is named)"
     )
     files.add_argument("--heads", type=int, help="attention heads, where the size is unpublished")
+    files.add_argument(
+        "--text-encoder", help="T5 of a t2i model: a folder or a hub id (default: the authors')"
+    )
     options = parser.parse_args(arguments)
     from zipar_vllm.models import llamagen_files
     from zipar_vllm.models.registry import check_image_model, convert
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> None:
                 *(Path(options.model), options.pixels, options.target),
                 image_size=options.image_size,
                 heads=options.heads,
+                text_encoder=options.text_encoder or llamagen_files.TEXT_ENCODER,
             )
         else:
             convert(options.model, options.target, options.revision)

@@ -64,9 +64,9 @@ def complete(options: argparse.Namespace) -> str | None:
     """
     from zipar_vllm.engine.arguments import (
         RANKS,
-        has_tokenizer,
         model_classes,
         preferred_arguments,
+        prompt_arguments,
         required_arguments,
     )
     from zipar_vllm.models.registry import check_image_model
@@ -77,8 +77,8 @@ def complete(options: argparse.Namespace) -> str | None:
         return str(error)
     classes = model_classes(options.model_tag, options.revision)
     options.model_class_overrides = {**classes, **options.model_class_overrides}
-    if not has_tokenizer(options.model_tag, options.revision):
-        options.skip_tokenizer_init = True
+    for name, value in prompt_arguments(options.model_tag, options.revision).items():
+        setattr(options, name, value)
     preferred = preferred_arguments({name: getattr(options, name) for name in RANKS})
     for name, value in preferred.items():
         if getattr(options, name) in (None, "auto"):

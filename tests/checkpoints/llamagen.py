@@ -13,13 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from torch.nn import functional
+from transformers import T5Config, T5EncoderModel
 
 from zipar_vllm.models.llamagen_files import convert
 
 CODES, CLASSES = 16_384, 1000
 WIDTH, HEADS, LAYERS = 64, 4, 2
+CAPTION, FEATURES = 120, 32
 CHANNELS = (1, 1, 2, 2, 4)
 
 
@@ -87,26 +90,47 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The published transformer; also as a causal model of codes and, behind them, classes."""
+    """The published transformer; also as a causal model of codes and, behind them, ``rows``.
+
+    Args:
+        features: Of a text encoder's; 0 for a model of classes.
+
+    Attributes:
+        rows: Embeddings of what is no code: of the classes, or of the prompts in use.
+        prompt: How many positions of a lane are the prompt's.
+    """
 
     def __init__(
-        self, side: int, width: int = WIDTH, heads: int = HEADS, layers: int = LAYERS
+        self,
+        side: int,
+        width: int = WIDTH,
+        heads: int = HEADS,
+        layers: int = LAYERS,
+        features: int = 0,
     ) -> None:
         super().__init__()
         self.side, self.head_size = side, width // heads
-        self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(CLASSES + 1, width)})
+        self.length = CAPTION if features else 1
+        if features:
+            parts = {"fc1": linear(features, width), "fc2": linear(width, width)}
+            self.cls_embedding = nn.ModuleDict({"cap_proj": nn.ModuleDict(parts)})
+            unconditional = torch.randn(CAPTION, features)
+            self.cls_embedding.register_buffer("uncond_embedding", unconditional)
+        else:
+            table = nn.Embedding(CLASSES + 1, width)
+            self.cls_embedding = nn.ModuleDict({"embedding_table": table})
+            self.rows, self.prompt = table.weight, 1
         self.tok_embeddings = nn.Embedding(CODES, width)
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm, self.output = Norm(width), linear(width, CODES)
-        self.turns = torch.stack([self.turn(position) for position in range(1 + side**2)])
+        before = [torch.zeros(self.head_size // 2, dtype=torch.complex64)] * self.length
+        self.turns = torch.stack([*before, *(self.turn(place) for place in range(side**2))])
 
-    def turn(self, position: int) -> torch.Tensor:
-        """What the pairs at a position are multiplied by: 0 before the picture."""
-        if position == 0:
-            return torch.zeros(self.head_size // 2, dtype=torch.complex64)
+    def turn(self, place: int) -> torch.Tensor:
+        """What the pairs at a place of the picture are multiplied by; before it, by 0."""
         quarter = self.head_size // 4
         speeds = [10_000 ** (-2 * i / (self.head_size // 2)) for i in range(quarter)]
-        row, column = divmod(position - 1, self.side)
+        row, column = divmod(place, self.side)
         angles = torch.tensor([at * speed for at in (row, column) for speed in speeds])
         return torch.polar(torch.ones_like(angles), angles)
 
@@ -118,26 +142,62 @@ class Transformer(nn.Module):
         past_key_values: list[dict[str, Any]] | None,
         use_cache: bool,
     ) -> Any:
-        ids, caches = input_ids[0], past_key_values or [{} for _ in self.layers]
-        table = torch.cat([self.tok_embeddings.weight, self.cls_embedding.embedding_table.weight])
-        x = table[ids]
+        caches = past_key_values or [{} for _ in self.layers]
+        x = torch.cat([self.tok_embeddings.weight, self.rows])[input_ids[0]]
+        # However long the prompt is, the picture begins where the longest would end.
+        places = position_ids[0] - self.prompt
+        turns = self.turns[torch.where(places < 0, 0, places + self.length)]
+        logits = self.run(x, turns, attention_mask[0, 0] == 0, caches)
+        return SimpleNamespace(logits=logits[None], past_key_values=caches)
+
+    def run(
+        self,
+        x: torch.Tensor,
+        turns: torch.Tensor,
+        visible: torch.Tensor,
+        caches: list[dict[str, Any]],
+    ) -> torch.Tensor:
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, self.turns[position_ids[0]], attention_mask[0, 0] == 0, cache)
-        return SimpleNamespace(logits=self.output(self.norm(x))[None], past_key_values=caches)
+            x = layer(x, turns, visible, cache)
+        return self.output(self.norm(x))
 
     @torch.no_grad()
     def generate(self, label: int, guidance: float, count: int | None = None) -> list[int]:
-        """The greedy picture or its beginning, everything computed anew for each token."""
-        lanes = [label] if guidance == 1 else [label, CLASSES]
+        """The greedy picture of a class, or its beginning."""
+        lanes = [self.cls_embedding.embedding_table.weight[[i]] for i in (label, CLASSES)]
+        return self.continue_from(lanes, torch.ones(1, dtype=torch.bool), guidance, count)
+
+    @torch.no_grad()
+    def generate_text(
+        self, features: torch.Tensor, kept: torch.Tensor, guidance: float, count: int
+    ) -> list[int]:
+        """The beginning of the greedy picture of a caption, padded as the authors do it.
+
+        ``features`` of CAPTION tokens, padding last; ``kept`` says which are none.
+        """
+        number = int(kept.sum())
+        moved = torch.cat([features[number:], features[:number]]), kept.flip(0)
+        projection = self.cls_embedding["cap_proj"]
+        lanes = [
+            projection["fc2"](functional.gelu(projection["fc1"](of), approximate="tanh"))
+            for of in (moved[0] * moved[1][:, None], self.cls_embedding.uncond_embedding)
+        ]
+        return self.continue_from(lanes, moved[1], guidance, count)
+
+    def continue_from(
+        self, lanes: list[torch.Tensor], kept: torch.Tensor, guidance: float, count: int | None
+    ) -> list[int]:
+        """Everything is computed anew for each token."""
         codes: list[int] = []
         while len(codes) < (count or self.side**2):
             logits = []
-            for lane in lanes:
-                ids = torch.tensor([[CODES + lane, *codes]])
-                length = ids.shape[1]
-                mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
-                output = self(ids, torch.arange(length)[None], mask, None, False)
-                logits.append(output.logits[0, -1])
+            for lane in lanes if guidance != 1 else lanes[:1]:
+                x = torch.cat([lane, self.tok_embeddings(torch.tensor(codes, dtype=torch.int64))])
+                visible = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+                visible[:, : self.length] &= kept
+                visible |= torch.eye(len(x), dtype=torch.bool)
+                caches: list[dict[str, Any]] = [{} for _ in self.layers]
+                logits.append(self.run(x, self.turns[: len(x)], visible, caches)[-1])
             guided = logits[-1] + guidance * (logits[0] - logits[-1])
             codes.append(int(guided.argmax()))
         return codes
@@ -241,19 +301,24 @@ class VQModel(nn.Module):
 def make_files(folder: Path, side: int = 8, **shape: int) -> tuple[Path, Path]:
     """Save a transformer as DDP training does and a pixel decoder."""
     torch.manual_seed(0)
-    paths = folder / f"c2i_tiny_{16 * side}.pt", folder / "vq_ds16_c2i.pt"
+    paths = [folder / name for name in file_names(side, **shape)]
     options = argparse.Namespace(gpt_model="GPT-tiny")
     transformer = Transformer(side, **shape).state_dict()
     torch.save({"model": transformer, "steps": 1, "args": options}, paths[0])
     torch.save({"model": VQModel().state_dict()}, paths[1])
-    return paths
+    return paths[0], paths[1]
+
+
+def file_names(side: int, features: int = 0, **shape: int) -> tuple[str, str]:
+    kind = "t2i" if features else "c2i"
+    return f"{kind}_tiny_{16 * side}.pt", f"vq_ds16_{kind}.pt"
 
 
 def load_oracles(path: Path, side: int = 8, **shape: int) -> tuple[Transformer, VQModel]:
     """The modules of what :func:`make_llamagen` saved, from the files as they are published."""
-    folder, modules = path.parent, (Transformer(side, **shape).eval(), VQModel().eval())
-    for module, name in zip(modules, (f"c2i_tiny_{16 * side}.pt", "vq_ds16_c2i.pt"), strict=True):
-        contents = torch.load(folder / name, weights_only=False)
+    modules = Transformer(side, **shape).eval(), VQModel().eval()
+    for module, name in zip(modules, file_names(side, **shape), strict=True):
+        contents = torch.load(path.parent / name, weights_only=False)
         module.load_state_dict(contents["model"])
     return modules
 
@@ -261,4 +326,40 @@ def load_oracles(path: Path, side: int = 8, **shape: int) -> tuple[Transformer, 
 def make_llamagen(path: Path, side: int = 8, **shape: int) -> None:
     """Save files as they are published, beside ``path``, and convert them to it."""
     files = make_files(path.parent, side, **shape)
-    convert(*files, path, heads=shape.get("heads", HEADS))
+    text_encoder = path.parent / "t5"
+    if "features" in shape:
+        make_t5(text_encoder)
+    heads = shape.get("heads", HEADS)
+    convert(*files, path, heads=heads, text_encoder=str(text_encoder))
+
+
+def make_t5(path: Path) -> None:
+    """Save a text encoder as Flan-T5's is; its tokens are bytes, and one that ends a text."""
+    config = T5Config(
+        vocab_size=300,
+        d_model=FEATURES,
+        d_kv=16,
+        d_ff=64,
+        num_heads=2,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    T5EncoderModel(config).save_pretrained(path)
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab={**letters, "</s>": 256}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 256)]
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+@torch.no_grad()
+def encode_padded(path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of a text padded to CAPTION tokens, and which of them are no padding."""
+    ids = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
+    kept = torch.arange(CAPTION) < len(ids)
+    padded = torch.tensor([[*ids, *[0] * (CAPTION - len(ids))]])
+    encoder = T5EncoderModel.from_pretrained(path, dtype=torch.float32).eval()
+    return encoder(padded, attention_mask=kept[None].long())[0][0], kept

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="session")
 def llamagen_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp("llamagen") / "model"
-    make_llamagen(path, side=32)
+    make_llamagen(path)
     return start_engine(path, max_model_len=None)  # what its configuration says is enough
 
 
 @pytest.fixture(scope="session")
 def oracle(llamagen_engine: Engine) -> Transformer:
-    return load_oracles(llamagen_engine.path, side=32)[0]
+    return load_oracles(llamagen_engine.path)[0]
 
 
 def image_of(path: Path, prompt: str = "207", **options: Any) -> PreparedImage:
@@ -40,16 +40,14 @@ def test_raster_order_is_the_published_architectures(
     llamagen_engine: Engine, oracle: Transformer, guidance: float
 ) -> None:
     engine = llamagen_engine
-    image = image_of(engine.path, window=32, temperature=0.0, guidance_scale=guidance)
+    image = image_of(engine.path, window=8, temperature=0.0, guidance_scale=guidance)
     tokens = engine.generate(image).tokens
     assert_diverse(tokens)
-    assert tokens == expected(engine.path, engine.vocabulary, image, model=oracle)[0]
-    beginning = oracle.generate(207, guidance, count=100)  # three rows, without any cache
-    assert tokens[:100] == beginning
+    assert tokens == oracle.generate(207, guidance)
 
 
 def test_windows_in_a_batch(llamagen_engine: Engine, oracle: Transformer) -> None:
-    """Guided and not, greedy and sampled; a window of 16 takes the published 528 steps."""
+    """Guided and not, greedy and sampled."""
     engine = llamagen_engine
     images = {
         f"{window} {guidance}": image_of(
@@ -60,7 +58,7 @@ def test_windows_in_a_batch(llamagen_engine: Engine, oracle: Transformer) -> Non
             temperature=float(guidance != 1),
             negative_prompt="tench" if window == 4 else None,
         )
-        for window in (1, 4, 16)
+        for window in (1, 4, 8)
         for guidance in (1.0, 4.0)
     }
     for name, image in images.items():
@@ -70,4 +68,3 @@ def test_windows_in_a_batch(llamagen_engine: Engine, oracle: Transformer) -> Non
         tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
         assert_diverse(tokens)
         assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
-    assert engine.outputs["16 4.0"].steps == 528

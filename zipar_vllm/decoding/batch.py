@@ -74,12 +74,14 @@ class StepBatch:
         positions: int64 ``[inputs]`` on the device, as the model counts them.
         attention: Who asks for what, for the attention kernel.
         samples: What is sampled.
+        embedded: Embeddings that are fed in place of ids, each with the first input they are of.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     attention: AttentionInputs
     samples: SampleBatch
+    embedded: Sequence[tuple[int, torch.Tensor]] = ()
 
     @property
     def num_inputs(self) -> int:
@@ -96,6 +98,7 @@ class _Layout:
         counts: Inputs of each lane.
         positions, slots, sources, limits: Of the inputs, an array per lane.
         model_positions: The same; empty if the model counts as the lane does.
+        embedded: Embeddings of inputs that have no ids, with the first input they are of.
         unordered: Inputs whose orders the table does not have yet.
         forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
         conditional, unconditional: Inputs that are sampled, an array per image.
@@ -112,6 +115,7 @@ class _Layout:
     counts: list[int] = field(default_factory=list)
     positions: list[IntArray] = field(default_factory=list)
     model_positions: list[IntArray] = field(default_factory=list)
+    embedded: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     slots: list[IntArray] = field(default_factory=list)
     sources: list[IntArray] = field(default_factory=list)
     limits: list[NDArray[np.int32]] = field(default_factory=list)
@@ -174,7 +178,10 @@ class _Layout:
                 positions = np.arange(low, high)
                 sources = positions + (image.first_token + first_of_lane)
                 limits = np.zeros(high - low, dtype=np.int32)
-                self._add_lane(image, number, positions, sources, limits)
+                start = self._add_lane(image, number, positions, sources, limits)
+                if image.embeddings is not None:
+                    rows = image.embeddings[first_of_lane + low : first_of_lane + high]
+                    self.embedded.append((start, rows))
                 final_inputs.append(np.array([self.size - 1]))
             first_of_lane += prompt
         image.prefilled = end
@@ -288,6 +295,7 @@ class BatchBuilder:
                 block_size=table.block_size,
             ),
             samples=layout.samples(),
+            embedded=layout.embedded,
         )
 
     def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:

@@ -99,7 +99,14 @@ class ImageDecoder:
         self._batches = BatchBuilder(self.table, device)
         self._sampler = StepSampler(self.table, vocabulary, device)
 
-    def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
+    def add(
+        self,
+        request_id: str,
+        job: ImageJob,
+        prompt: list[int],
+        blocks: list[int],
+        embeddings: torch.Tensor | None = None,
+    ) -> None:
         """Take an image in.
 
         Args:
@@ -107,8 +114,9 @@ class ImageDecoder:
             job: What to decode.
             prompt: Prompts of all lanes, one after the other.
             blocks: KV blocks of all lanes, ``job.num_blocks``, one lane after the other.
+            embeddings: What is fed in place of the prompts' ids, ``[tokens, width]``, if anything.
         """
-        self.table.add(request_id, job, prompt, blocks)
+        self.table.add(request_id, job, prompt, blocks, embeddings)
 
     def remove(self, request_id: str) -> None:
         """Forget an image, finished or not; unknown ids are ignored."""

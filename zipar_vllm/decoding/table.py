@@ -38,6 +38,7 @@ class ImageState:
         slots: KV slot of every position, by lane.
         model_positions: What the model calls every position, by lane; None if it calls them so too.
         grid_positions: Place in the grid of every position of the picture.
+        embeddings: What is fed in place of its prompts' ids; None if the ids are.
         prefilled: Prompt tokens computed so far, over all lanes.
         released: Rows handed to vLLM so far.
     """
@@ -53,6 +54,7 @@ class ImageState:
     slots: tuple[IntArray, ...]
     model_positions: tuple[IntArray, ...] | None
     grid_positions: IntArray
+    embeddings: torch.Tensor | None = None
     prefilled: int = 0
     released: int = 0
 
@@ -113,7 +115,14 @@ class StateTable:
     def __len__(self) -> int:
         return len(self._images)
 
-    def add(self, request_id: str, job: ImageJob, prompt: list[int], blocks: list[int]) -> None:
+    def add(
+        self,
+        request_id: str,
+        job: ImageJob,
+        prompt: list[int],
+        blocks: list[int],
+        embeddings: torch.Tensor | None = None,
+    ) -> None:
         """Take in an image with its concatenated prompts and its KV blocks, lane after lane."""
         index, policy = self._free.pop(), job.policy
         progress = policy.start()
@@ -133,6 +142,7 @@ class StateTable:
             slots=tuple(self._slots(own) for own in lanes),
             model_positions=self._model_positions(job),
             grid_positions=_grid_positions(job.grid),
+            embeddings=None if embeddings is None else embeddings.to(self._device),
         )
         self._images[request_id] = image
         self._set_tokens(image, prompt)

@@ -9,6 +9,7 @@ from typing import Any
 
 from zipar_vllm.cpu import has_bfloat16
 from zipar_vllm.models.checkpoint import Checkpoint
+from zipar_vllm.models.registry import load_spec
 
 from .architectures import ARCHITECTURES
 from .vllm_api import current_platform
@@ -37,13 +38,12 @@ def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
             needs (:func:`check_config`).
 
     Raises:
-        UnusableModelError: the model has no ``config.json``.
+        UnusableModelError: the model is no image model of a known family, or lacks a file.
     """
     classes = model_classes(model, wishes.get("revision"))
     if classes:
         wishes["model_class_overrides"] = {**classes, **wishes.get("model_class_overrides", {})}
-    if not has_tokenizer(model, wishes.get("revision")):
-        wishes.setdefault("skip_tokenizer_init", True)
+    wishes = {**prompt_arguments(model, wishes.get("revision")), **wishes}
     return {**required_arguments(model), **preferred_arguments(wishes), **wishes}
 
 
@@ -58,10 +58,19 @@ def model_classes(model: str | Path, revision: str | None = None) -> dict[str, s
     return {architecture: target} if target else {}
 
 
-def has_tokenizer(model: str | Path, revision: str | None = None) -> bool:
-    """Whether a checkpoint has a tokenizer, which vLLM would load; classes, for one, need none."""
+def prompt_arguments(model: str | Path, revision: str | None = None) -> dict[str, bool]:
+    """What a checkpoint asks of vLLM where its prompts are not what a tokenizer makes of a text.
+
+    Raises:
+        UnusableModelError: it is no image model of a known family, or lacks a file.
+    """
+    arguments = {}
     checkpoint = Checkpoint(model, revision)
-    return any(checkpoint.find(name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    if not any(checkpoint.find(name) for name in ("tokenizer.json", "tokenizer_config.json")):
+        arguments["skip_tokenizer_init"] = True
+    if load_spec(model, revision).embeds_prompts:
+        arguments["enable_prompt_embeds"] = True
+    return arguments
 
 
 def required_arguments(model: str | Path) -> dict[str, Any]:

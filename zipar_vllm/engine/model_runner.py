@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -88,8 +89,9 @@ class ImageModelRunner(UnusedRunnerMethods):
             self.decoder.remove(request_id)
         for request in scheduler_output.scheduled_new_reqs:
             job = scheduler_output.new_jobs[request.req_id]
-            prompt = request.prompt_token_ids or []
-            self.decoder.add(request.req_id, job, prompt, request.block_ids[0])
+            prompt = request.prompt_token_ids or [0] * job.prompt_length
+            blocks, embeddings = request.block_ids[0], request.prompt_embeds
+            self.decoder.add(request.req_id, job, prompt, blocks, embeddings)
         scheduled = scheduler_output.num_scheduled_tokens
         if not scheduled:
             return ImageRunnerOutput(req_ids=[], req_id_to_index={})
@@ -114,7 +116,21 @@ class ImageModelRunner(UnusedRunnerMethods):
         with set_forward_context(
             attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
         ):
-            return self.model(input_ids=batch.input_ids, positions=batch.positions)
+            return self._run(batch.input_ids, batch.positions, batch.embedded)
+
+    def _run(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        embedded: Sequence[tuple[int, torch.Tensor]] = (),
+    ) -> torch.Tensor:
+        """Run the model; one whose prompts are embeddings is fed these alone, in every step."""
+        if not self.model_config.enable_prompt_embeds:
+            return self.model(input_ids=input_ids, positions=positions)
+        embeddings = self.model.embed_input_ids(input_ids)
+        for start, rows in embedded:
+            embeddings[start : start + len(rows)] = rows
+        return self.model(input_ids=None, positions=positions, inputs_embeds=embeddings)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the model's columns."""
@@ -209,7 +225,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         """Forward ``num_tokens`` meaningless inputs without touching the KV cache."""
         zeros = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
         with set_forward_context(None, self.vllm_config, num_tokens=num_tokens, slot_mapping={}):
-            hidden = self.model(input_ids=zeros, positions=zeros.clone())
+            hidden = self._run(zeros, zeros.clone())
         return hidden, hidden
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.params import ImageParams, parse
 from zipar_vllm.prepare import PreparedImage
 
-from .vllm_api import RequestOutputKind, SamplingParams, TokensPrompt
+from .vllm_api import EmbedsPrompt, RequestOutputKind, SamplingParams, TokensPrompt
 
 EXTRA_ARGS_KEY = "zipar"
 
@@ -42,7 +42,7 @@ class ImageArgs(ImageParams):
 
 def make_request(
     image: PreparedImage, logprobs: bool = False
-) -> tuple[TokensPrompt, SamplingParams]:
+) -> tuple[TokensPrompt | EmbedsPrompt, SamplingParams]:
     """Phrase an image as a vLLM request.
 
     Args:
@@ -64,6 +64,8 @@ def make_request(
         extra_args={EXTRA_ARGS_KEY: asdict(args)},
         output_kind=RequestOutputKind.CUMULATIVE,
     )
+    if image.prompts.embeddings is not None:
+        return EmbedsPrompt(prompt_embeds=image.prompts.embeddings), sampling
     return TokensPrompt(prompt_token_ids=[*conditional, *unconditional]), sampling
 
 

@@ -10,7 +10,7 @@ from vllm import LLM, SamplingParams
 from vllm.config import CompilationMode, VllmConfig, get_layers_from_vllm_config
 from vllm.engine.protocol import EngineClient
 from vllm.forward_context import set_forward_context
-from vllm.inputs import TokensPrompt
+from vllm.inputs import EmbedsPrompt, TokensPrompt
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader import get_model
 from vllm.model_executor.warmup.jit_warmup import JitWarmupRegistry
@@ -52,6 +52,7 @@ __all__ = [
     "AttentionMetadataBuilder",
     "CPUWorker",
     "CompilationMode",
+    "EmbedsPrompt",
     "EngineClient",
     "EngineCoreOutput",
     "EngineCoreOutputs",

@@ -31,10 +31,13 @@ class Prompts:
     Attributes:
         conditional: Token ids of the conditional lane.
         unconditional: Token ids of the unconditional lane, empty without guidance.
+        embeddings: Where a model reads no ids: ``[tokens, width]``, what it reads, the conditional
+            lane's first; the ids then only count. None of a model that reads ids.
     """
 
     conditional: list[int]
     unconditional: list[int]
+    embeddings: torch.Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class ImageModelSpec:
         defaults: Options of a request that names none.
         max_prompt_tokens: Longest prompt of one lane, in tokens, special tokens included.
         positions: Where the model's own positions differ from places in the lane; None if nowhere.
+        embeds_prompts: Whether its prompts are embeddings.
         details: Free-form facts for ``GET /v1/models`` (styles, concepts).
     """
 
@@ -57,6 +61,7 @@ class ImageModelSpec:
     defaults: ImageOptions
     max_prompt_tokens: int
     positions: Positions | None = None
+    embeds_prompts: bool = False
     details: Mapping[str, object] = field(default_factory=dict)
 
     @property

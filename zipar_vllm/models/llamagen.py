@@ -1,4 +1,4 @@
-"""LlamaGen (arXiv 2406.06525), class-conditional, as ``zipar convert`` writes it.
+"""LlamaGen (arXiv 2406.06525) as ``zipar convert`` writes it: what all have, and classes.
 
 Guidance and sampling are those of the authors' ``sample_c2i.py``
 (github.com/FoundationVision/LlamaGen). They have no negative prompt: one is a class, as the prompt
@@ -28,23 +28,21 @@ FIELDS = ("num_codes", "num_classes", "grid_side", "condition_length")
 """What its ``config.json`` says beside a Llama's."""
 
 
-class LlamaGenModel:
-    """A class is a prompt of one token; pixels by the checkpoint's own VQ decoder."""
+class LlamaGenPictures:
+    """The transformer's tensors, checked, and pixels by the checkpoint's own VQ decoder."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.spec = self.read_spec(checkpoint)
         config = checkpoint.parse_config(LlamaConfig)
         pixels = checkpoint.part(PIXELS)
         vq_config = pixels.parse_config(JanusVQVAEConfig)
         # Its decoder takes squares alone, of the side that it was built for.
         vq_config.num_patches = config.grid_side
-        tokens = config.num_codes + config.num_classes + 1
+        # Behind the classes there is the one that stands for none.
+        tokens = config.num_codes + (config.num_classes and config.num_classes + 1)
         if config.vocab_size != tokens:
             raise checkpoint.error(
                 f"{CONFIG}: vocab_size is {config.vocab_size}, codes and classes are {tokens}"
             )
-        self._classes = _class_names(checkpoint)
-        self._first_class = config.num_codes
         with torch.device("meta"):
             body = LlamaModel(config)
             self._decoder = JanusVQVAE(vq_config)
@@ -54,6 +52,21 @@ class LlamaGenModel:
         del self._decoder.encoder, self._decoder.quant_conv
         pixels.load(self._decoder, "", device)
         self._device = device
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
+        return to_bytes(self._decoder.decode(codes.flatten(1).to(self._device)))
+
+
+class LlamaGenModel(LlamaGenPictures):
+    """A class is a prompt of one token."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.spec = self.read_spec(checkpoint)
+        super().__init__(checkpoint, device)
+        self._classes = _class_names(checkpoint)
+        self._first_class = self.spec.vocabulary.num_codes
 
     @staticmethod
     def read_spec(checkpoint: Checkpoint) -> ImageModelSpec:
@@ -97,11 +110,6 @@ class LlamaGenModel:
         none = len(self._classes)
         steered = none if negative is None else self._classes.find("negative_prompt", negative)
         return Prompts(conditional, [self._first_class + steered])
-
-    @torch.inference_mode()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        return to_bytes(self._decoder.decode(codes.flatten(1).to(self._device)))
 
 
 def _class_names(checkpoint: Checkpoint) -> ClassNames:

@@ -8,6 +8,8 @@ Source of the files' contents: github.com/FoundationVision/LlamaGen,
   (positions before the picture);
 * ``model.safetensors``: named as Llama's. The embedding table has the codes, then the classes, then
   the class that stands for none; the head has the codes alone;
+* ``caption/``, of a model of texts alone: what makes embeddings of a text encoder's features, and
+  the features that stand for no text; ``caption_encoder`` in ``config.json`` says whose they are;
 * ``vq/``: the pixel decoder, configured and named as transformers' ``JanusVQVAE``, which has the
   same architecture; the encoder is left out.
 """
@@ -30,8 +32,10 @@ from zipar_vllm.errors import UnusableModelError
 from . import janus_original
 from .checkpoint import CONFIG, WEIGHTS
 from .llamagen import PIXELS
+from .llamagen_text import CAPTIONS
 
-ARCHITECTURE = "LlamaGenForImageGeneration"
+UNCONDITIONAL = "cls_embedding.uncond_embedding"
+"""Tensor that only a model of texts has."""
 
 HEADS = {
     (12, 768): 12,
@@ -44,6 +48,9 @@ HEADS = {
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys that hold the tensors, by what a file was saved with; FSDP saves them bare."""
+
+TEXT_ENCODER = "google/flan-t5-xl"
+"""The authors'."""
 
 LAYER = {
     "attention.wo": "self_attn.o_proj",
@@ -96,6 +103,7 @@ def convert(
     *,
     image_size: int | None = None,
     heads: int | None = None,
+    text_encoder: str = TEXT_ENCODER,
 ) -> None:
     """Write the checkpoint folder of a transformer and a pixel decoder.
 
@@ -105,6 +113,7 @@ def convert(
         output: A folder that does not exist yet.
         image_size: Pixels of the picture's side; None takes them from the transformer's name.
         heads: Attention heads; None for a published model.
+        text_encoder: Folder or hub id of the T5 whose features a model of texts reads.
 
     Raises:
         UnusableModelError: a file is not what it should be, or does not tell what is left open.
@@ -121,8 +130,12 @@ def convert(
         raise decoder.error(
             f"it has {vq_config['num_embeddings']} codes, the transformer {config['num_codes']}"
         )
-    _write(output, config, tensors)
-    _write(output / PIXELS, vq_config, vq_tensors)
+    if UNCONDITIONAL in source.tensors:
+        config["caption_encoder"] = text_encoder  # vLLM takes a text_encoder for the model itself
+    _write(output, tensors, config)
+    _write(output / PIXELS, vq_tensors, vq_config)
+    if UNCONDITIONAL in source.tensors:
+        _write(output / CAPTIONS, _captions(source))
 
 
 def class_names() -> list[str]:
@@ -148,7 +161,10 @@ def _transformer(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Configuration and tensors of the transformer."""
     codes = source["tok_embeddings.weight"]
-    classes = source["cls_embedding.embedding_table.weight"]
+    # A model of texts reads embeddings, and has none of its own for them.
+    of_text = UNCONDITIONAL in source.tensors
+    classes = codes[:0] if of_text else source["cls_embedding.embedding_table.weight"]
+    condition_length = len(source[UNCONDITIONAL]) if of_text else 1
     (num_codes, width), layers = codes.shape, source.count("layers")
     heads = heads or HEADS.get((layers, width))
     if heads is None:
@@ -170,10 +186,10 @@ def _transformer(
             tensors[f"{new}.self_attn.{name}_proj.weight"] = part
         for theirs, ours in LAYER.items():
             tensors[f"{new}.{ours}.weight"] = source[f"{old}.{theirs}.weight"]
-    num_classes = len(classes) - 1
+    num_classes = max(len(classes) - 1, 0)
     names = class_names()
     config = {
-        "architectures": [ARCHITECTURE],
+        "architectures": ["LlamaGenForTextToImage" if of_text else "LlamaGenForImageGeneration"],
         "model_type": "llama",
         "dtype": str(codes.dtype).removeprefix("torch."),
         "vocab_size": num_codes + len(classes),
@@ -186,7 +202,7 @@ def _transformer(
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         # Of one request: the prompts of both lanes, and the picture.
-        "max_position_embeddings": 2 + side * side,
+        "max_position_embeddings": 2 * condition_length + side * side,
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -194,7 +210,7 @@ def _transformer(
         "num_classes": num_classes,
         "id2label": dict(enumerate(names)) if num_classes == len(names) else {},
         "grid_side": side,
-        "condition_length": 1,
+        "condition_length": condition_length,
     }
     return config, tensors
 
@@ -228,7 +244,19 @@ def _pixel_decoder(
     return config, tensors
 
 
-def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _captions(source: _PublishedFile) -> dict[str, torch.Tensor]:
+    """From a text encoder's features to the transformer's embeddings; features of no text."""
+    layers = {
+        f"{layer}.weight": source[f"cls_embedding.cap_proj.{layer}.weight"]
+        for layer in ("fc1", "fc2")
+    }
+    return {**layers, "unconditional": source[UNCONDITIONAL]}
+
+
+def _write(
+    folder: Path, tensors: dict[str, torch.Tensor], config: Mapping[str, Any] | None = None
+) -> None:
     folder.mkdir(parents=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if config is not None:
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -18,6 +18,7 @@ FAMILIES = {
     "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
     "LlamaGenForImageGeneration": "zipar_vllm.models.llamagen:LlamaGenModel",
+    "LlamaGenForTextToImage": "zipar_vllm.models.llamagen_text:LlamaGenTextModel",
     "ChameleonForConditionalGeneration": "zipar_vllm.models.lumina:LuminaModel",
     "ChameleonXLLMXForConditionalGeneration": "zipar_vllm.models.lumina:LuminaModel",
 }

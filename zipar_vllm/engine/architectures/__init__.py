@@ -4,6 +4,7 @@ ARCHITECTURES = {
     "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
     "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
     "LlamaGenForImageGeneration": f"{__name__}.llamagen:LlamaGenForImageGeneration",
+    "LlamaGenForTextToImage": f"{__name__}.llamagen:LlamaGenForImageGeneration",
     "ChameleonForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
     "ChameleonXLLMXForConditionalGeneration": f"{__name__}.lumina:LuminaForImageGeneration",
 }
