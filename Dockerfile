@@ -40,6 +40,9 @@ ENV XDG_CACHE_HOME=/cache \
     VLLM_PLUGINS=zipar,zipar_images
 USER 2000:0
 WORKDIR /home/vllm
+# The build fails if a family cannot be imported, or the embedded model cannot draw.
+RUN --mount=type=bind,source=deploy/check_models.py,target=/tmp/check_models.py \
+    python3 /tmp/check_models.py /tmp/picture.png && rm /tmp/picture.png
 EXPOSE 8000
 VOLUME ["/cache", "/pictures"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
@@ -69,6 +72,9 @@ ENV HOME=/home/vllm \
     VLLM_PLUGINS=zipar,zipar_images
 USER 2000:0
 WORKDIR /home/vllm
+# The build fails if a family cannot be imported, or the embedded model cannot draw.
+RUN --mount=type=bind,source=deploy/check_models.py,target=/tmp/check_models.py \
+    python3 /tmp/check_models.py /tmp/picture.png && rm /tmp/picture.png
 EXPOSE 8000
 VOLUME ["/cache", "/pictures"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \

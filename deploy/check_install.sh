@@ -35,6 +35,9 @@ torch=$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' "$root/requirements/cpu.txt")
 # Away from the checkout, so that only what is installed is found.
 cd "$work"
 
+step "import every family's module and draw a picture without the engine, as the image's build does"
+"$work/venv/bin/python" "$root/deploy/check_models.py" "$work/reference.png"
+
 step 'start the server'
 "$work/venv/bin/zipar" serve --host 127.0.0.1 --port "$port" --shutdown-timeout 60 \
   >"$work/server.log" 2>&1 &

@@ -14,6 +14,7 @@ from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
 from .conftest import Engine, start_engine
+from .test_seeds import assert_same_on_two_ranks, needs_two_cores
 
 pytestmark = pytest.mark.engine
 
@@ -60,3 +61,8 @@ def test_sizes_and_windows_in_a_batch(emu3_engine: Engine) -> None:
         tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
         assert_diverse(tokens)
         assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+
+
+@needs_two_cores
+def test_tensor_parallel_ranks_draw_the_same(emu3_engine: Engine) -> None:
+    assert_same_on_two_ranks(emu3_engine)

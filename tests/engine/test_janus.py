@@ -15,6 +15,7 @@ from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
 from .conftest import Engine, start_engine
+from .test_seeds import assert_same_on_two_ranks, needs_two_cores
 
 pytestmark = pytest.mark.engine
 
@@ -72,3 +73,8 @@ def test_windows_in_a_batch(janus_engine: Engine) -> None:
         assert engine.outputs[name].tokens == tokens, name
         assert engine.outputs[name].steps == passes
         assert len(engine.logprobs[name]) == 64
+
+
+@needs_two_cores
+def test_tensor_parallel_ranks_draw_the_same(janus_engine: Engine) -> None:
+    assert_same_on_two_ranks(janus_engine)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import make_image
+from tests.cases import assert_diverse, make_image
 from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .conftest import Engine
@@ -49,12 +49,22 @@ def test_another_seed_differs(engine: Engine) -> None:
     assert first != second
 
 
-@pytest.mark.skipif(
+needs_two_cores = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="two CPU ranks need a core each, here is one"
 )
+
+
+@needs_two_cores
 def test_tensor_parallel_ranks_draw_the_same(engines: Callable[[bool], Engine]) -> None:
-    engine, seeds = engines(True), [3, 4, 5]
+    assert_same_on_two_ranks(engines(True))
+
+
+def assert_same_on_two_ranks(engine: Engine) -> None:
+    """Images of fixed and adaptive windows, with drafts there and without here."""
+    seeds = [3, 4, 5]
     alone = [engine.generate(image_of(engine.terminated, seed)).tokens for seed in seeds]
+    for tokens in alone:
+        assert_diverse(tokens)
     assert sharded_tokens(engine.path, ranks=2, seeds=seeds) == alone
 
 

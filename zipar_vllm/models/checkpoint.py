@@ -154,6 +154,14 @@ class Checkpoint:
             module.load_state_dict(weights, assign=True)
         module.eval().requires_grad_(False)
 
+    def files(self) -> list[Path]:
+        """The files of its weights.
+
+        Raises:
+            UnusableModelError: one is missing, or damaged.
+        """
+        return sorted({file for file, _ in self._tensors.values()})
+
     @cached_property
     def _tensors(self) -> dict[str, tuple[Path, torch.Size]]:
         """File and shape of every tensor, as the files' headers tell."""

@@ -6,18 +6,18 @@ What only reads images is left out. Names and configuration correspond as in tra
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from .checkpoint import WEIGHTS, WEIGHTS_INDEX, Checkpoint
+from .checkpoint import Checkpoint
+from .shards import save_shards
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -56,17 +56,7 @@ def convert(source: Checkpoint, target: Path) -> None:
     config = _config(source)
     config.architectures = ["JanusForConditionalGeneration"]
     config.save_pretrained(target)
-    files = _files(source)
-    weight_map: dict[str, str] = {}
-    for number, file in enumerate(files, start=1):
-        of_many = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        written = WEIGHTS if len(files) == 1 else of_many
-        tensors = dict(renamed(torch.load(file, map_location="cpu", mmap=True, weights_only=True)))
-        save_file(tensors, target / written, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, written)
-    if len(files) > 1:
-        index = {"metadata": {}, "weight_map": weight_map}
-        (target / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2))
+    save_shards(target, [partial(_read, file) for file in _files(source)])
 
 
 def _files(source: Checkpoint) -> list[Path]:
@@ -76,12 +66,16 @@ def _files(source: Checkpoint) -> list[Path]:
     return [source.file(name) for name in names]
 
 
+def _read(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    return renamed(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+
+
 def renamed(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that are needed, as transformers names them."""
     for name, tensor in tensors.items():
         for pattern, new in RENAMES.items():
             if re.match(pattern, name):
-                yield re.sub(f"^{pattern}", new, name), tensor.contiguous()
+                yield re.sub(f"^{pattern}", new, name), tensor
                 break
 
 

@@ -24,6 +24,7 @@ FAMILIES = {
 }
 """A family's class by the architecture that ``config.json`` names; imported when one is met."""
 CONVERTERS = {
+    "Emu3ForCausalLM": "zipar_vllm.models.emu3_original:convert",
     "MultiModalityCausalLM": "zipar_vllm.models.janus_original:convert",
 }
 """What makes other layouts ones of these families, by the architecture they name."""
