@@ -14,7 +14,7 @@ from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine, assert_scores_are_raster_orders, start_engine
 
 pytestmark = pytest.mark.engine
 
@@ -72,3 +72,9 @@ def test_windows_in_a_batch(janus_engine: Engine) -> None:
         assert engine.outputs[name].tokens == tokens, name
         assert engine.outputs[name].steps == passes
         assert len(engine.logprobs[name]) == 64
+
+
+def test_a_finished_picture_is_scored(janus_engine: Engine) -> None:
+    engine = janus_engine
+    image = image_of(engine.path, window=8, guidance_scale=1.0, temperature=1.0)
+    assert_scores_are_raster_orders(engine, image)
