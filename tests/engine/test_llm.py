@@ -94,5 +94,5 @@ def test_what_does_not_fit_is_refused(llm: ImageLLM) -> None:
 
 
 def test_an_unknown_folder_is_no_model(tmp_path: object) -> None:
-    with pytest.raises(ValueError, match="config.json is missing"):
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
         ImageLLM(str(tmp_path))
