@@ -33,7 +33,18 @@ def refusal(kind=ImageArgs, **options):
 
 
 def test_every_option_is_covered_here():
-    assert {*WHOLE, *NUMBERS, "policy", "drafts"} == set(ImageArgs.__dataclass_fields__)
+    others = {"policy", "drafts", "picture"}
+    assert {*WHOLE, *NUMBERS, *others} == set(ImageArgs.__dataclass_fields__)
+
+
+def test_a_picture():
+    assert parse(ImageArgs, GOOD | {"picture": [3, 0]}).picture == (3, 0)
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, "1", True, None])
+def test_a_picture_of_what_is_no_code(value):
+    allowed = "allowed is a list, each a whole number, 0 or more"
+    assert str(refusal(picture=[1, value])) == f"picture: got {value!r}, {allowed}"
 
 
 @pytest.mark.parametrize("value", [0, 64, "auto"])

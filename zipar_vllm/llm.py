@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,36 @@ class ImageLLM:
             engine.abort_request(names)
             raise
         return [results[index] for index in range(len(images))]
+
+    def score(
+        self, images: Sequence[PreparedImage], pictures: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.float32]]:
+        """Score finished pictures by the model's own likelihood, whoever drew them.
+
+        Each token is predicted from the prompt and all tokens before it, in raster order, without
+        guidance, temperature and cuts. A picture takes a forward pass per row.
+
+        Args:
+            images: What the pictures are of; prompt and size are read.
+            pictures: Of each, the codes in raster order.
+
+        Returns:
+            Of each, float32 ``[rows, columns]``: the log-probability of every token, in nats.
+
+        Raises:
+            ImageTooLargeError, EngineUnavailableError: as :meth:`generate`.
+        """
+        given = [
+            replace(
+                image,
+                prompts=replace(image.prompts, unconditional=[]),
+                params=ImageParams(window=image.grid.columns, temperature=0.0),
+                picture=tuple(codes),
+            )
+            for image, codes in zip(images, pictures, strict=True)
+        ]
+        scored = [done.logprobs for done in self.decode(given, logprobs=True)]
+        return [logprobs for logprobs in scored if logprobs is not None]
 
     def _progress(self, output: RequestOutput, image: PreparedImage) -> ImageProgress:
         now = read_progress(output, self.model.spec.vocabulary, image.grid)

@@ -196,7 +196,8 @@ def _words(field: Mapping[str, Any]) -> str | None:
     if "enum" in field:
         return " or ".join(str(value) for value in field["enum"])
     if field.get("type") == "array":
-        return f"a list of 1 to {field['maxItems']}, each {_words(field['items'])}"
+        size = f" of 1 to {field['maxItems']}" if "maxItems" in field else ""
+        return f"a list{size}, each {_words(field['items'])}"
     kind = _KINDS.get(str(field.get("type")))
     low = field.get("minimum", field.get("minLength"))
     high = field.get("maximum", field.get("maxLength"))

@@ -29,12 +29,14 @@ class PreparedImage:
         grid: Its token grid.
         prompts: What each lane reads.
         params: How it is decoded.
+        picture: Its codes in raster order, if it is finished and to be scored instead of drawn.
     """
 
     size: str
     grid: Grid
     prompts: Prompts
     params: ImageParams
+    picture: tuple[int, ...] = ()
 
 
 def prepare_images(

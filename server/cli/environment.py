@@ -9,10 +9,13 @@ from pathlib import Path
 from zipar_vllm.cpu import num_cores
 
 
-def set_environment() -> None:
+def set_environment(quiet: bool = False) -> None:
     """Choose our plugins, keep vLLM from reporting its use, and set OpenMP up.
 
     May replace the process by itself: call it before anything else is done or imported.
+
+    Args:
+        quiet: Whether vLLM and its libraries tell errors only, of all they tell at start.
     """
     defaults = {
         "VLLM_PLUGINS": "zipar,zipar_images",
@@ -22,6 +25,8 @@ def set_environment() -> None:
         # Milliseconds that threads spin for more work: less than between two images.
         "KMP_BLOCKTIME": "5",
     }
+    if quiet:
+        defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     _preload_openmp()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="folder of an image model (default: the embedded one)")
     parser.add_argument("--seed", type=int, help="of the first picture, the next has one more")
+    add_image_options(parser)
+    return parser
+
+
+def add_image_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add a flag for every option of an image but some."""
     schema = ImageOptions.model_json_schema()
     for name, field in schema["properties"].items():
+        if name in without:
+            continue
         flag = "--" + name.replace("_", "-")
         kinds = [choice["type"] for choice in field["anyOf"] if choice["type"] != "null"]
         kind = kinds[0]
@@ -40,7 +48,12 @@ def make_parser() -> argparse.ArgumentParser:
         else:
             number = {"integer": int, "number": float}.get(kind, str)
             parser.add_argument(flag, type=number, help=allowed_by(schema, [name]))
-    return parser
+
+
+def wishes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of an image that were given."""
+    given = {name: getattr(options, name, None) for name in ImageOptions.model_fields}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def main(arguments: list[str]) -> None:
@@ -51,16 +64,12 @@ def main(arguments: list[str]) -> None:
     if not several and options.output.suffix.lower() not in SUFFIXES:
         allowed = ", ".join(SUFFIXES)
         parser.error(f"output: got {options.output}, allowed is a file that ends in {allowed}")
-    # Of what vLLM and its libraries tell at start, a user needs nothing but errors.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    set_environment()
+    set_environment(quiet=True)
     say("generate", "importing vLLM: some 10 to 30 s")
     # vLLM is imported late: `--help` and bad options answer at once.
     from zipar_vllm.llm import ImageLLM
 
-    wishes = {name: getattr(options, name) for name in ImageOptions.model_fields}
-    wishes = {name: value for name, value in wishes.items() if value is not None}
+    wishes = wishes_of(options)
     try:
         llm = ImageLLM(options.model)
         llm.prepare(options.prompts, seed=options.seed, **wishes)

@@ -12,6 +12,7 @@ from zipar_vllm.version import __version__
 COMMANDS = {
     "serve": "serve images over HTTP",
     "generate": "generate pictures without a server",
+    "windows": "compare windows: passes, seconds, what becomes of the pictures",
     "models": "tell a model's sizes, steps and memory",
     "check": "see whether a checkpoint is complete",
     "convert": "convert a checkpoint from its authors' layout",

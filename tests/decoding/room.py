@@ -122,7 +122,7 @@ class Room:
     def add(self, name: str, image: PreparedImage, logprobs: bool = False) -> None:
         prompts = image.prompts
         lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
-        job = ImageJob(image.grid, image.params, lanes, logprobs)
+        job = ImageJob(image.grid, image.params, lanes, logprobs, image.picture)
         blocks = [self._free.pop() for _ in range(job.num_blocks(BLOCK_SIZE))]
         prompt = [*prompts.conditional, *prompts.unconditional]
         self._decoder.add(name, job, prompt, blocks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,23 @@ class Engine:
         self.add("alone", image)
         self.run()
         return self.outputs.pop("alone")
+
+
+def assert_scores_are_raster_orders(engine: Engine, image: PreparedImage) -> None:
+    """Draw an unguided image in raster order and score what came: the same log-probabilities."""
+    engine.add("drawn", image, logprobs=True)
+    engine.run()
+    codes = engine.vocabulary.codes_of_picture(engine.outputs["drawn"].tokens)
+    engine.add("given", replace(image, picture=tuple(codes)), logprobs=True)
+    engine.run()
+    assert engine.outputs["given"].tokens == engine.outputs["drawn"].tokens
+    assert engine.outputs["given"].steps == image.grid.rows + 1
+    drawn, given = (
+        [own.logprob for position in engine.logprobs[name] for own in position.values()]
+        for name in ("drawn", "given")
+    )
+    assert given == pytest.approx(drawn, abs=1e-3)
+    assert min(drawn) < -1
 
 
 def start_engine(path: Path, **overrides: Any) -> Engine:

@@ -13,7 +13,7 @@ from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine, assert_scores_are_raster_orders, start_engine
 from .test_seeds import assert_same_on_two_ranks, needs_two_cores
 
 pytestmark = pytest.mark.engine
@@ -66,3 +66,9 @@ def test_sizes_and_windows_in_a_batch(emu3_engine: Engine) -> None:
 @needs_two_cores
 def test_tensor_parallel_ranks_draw_the_same(emu3_engine: Engine) -> None:
     assert_same_on_two_ranks(emu3_engine)
+
+
+def test_a_finished_picture_is_scored(emu3_engine: Engine) -> None:
+    engine = emu3_engine
+    image = image_of(engine.path, size="96x48", window=12, guidance_scale=1.0, temperature=1.0)
+    assert_scores_are_raster_orders(engine, image)

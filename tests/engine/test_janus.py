@@ -14,7 +14,7 @@ from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine, assert_scores_are_raster_orders, start_engine
 from .test_seeds import assert_same_on_two_ranks, needs_two_cores
 
 pytestmark = pytest.mark.engine
@@ -78,3 +78,9 @@ def test_windows_in_a_batch(janus_engine: Engine) -> None:
 @needs_two_cores
 def test_tensor_parallel_ranks_draw_the_same(janus_engine: Engine) -> None:
     assert_same_on_two_ranks(janus_engine)
+
+
+def test_a_finished_picture_is_scored(janus_engine: Engine) -> None:
+    engine = janus_engine
+    image = image_of(engine.path, window=8, guidance_scale=1.0, temperature=1.0)
+    assert_scores_are_raster_orders(engine, image)

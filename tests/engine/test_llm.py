@@ -50,6 +50,21 @@ def test_logprobs_are_of_the_drawn_tokens(llm: ImageLLM) -> None:
     assert (image.logprobs >= -np.log(llm.model.spec.vocabulary.num_codes)).all()
 
 
+def test_a_score_is_what_raster_order_would_have_drawn_with(llm: ImageLLM) -> None:
+    """In raster order a picture's log-probabilities are its score; under a window they are not."""
+    images = llm.prepare(["house", "pizza"], window=24, seed=3)
+    drawn = llm.decode(images, logprobs=True)
+    scores = llm.score(images, [one.codes for one in drawn])
+    for one, score in zip(drawn, scores, strict=True):
+        assert one.logprobs is not None
+        np.testing.assert_allclose(score, one.logprobs, atol=1e-4)
+    (narrow,) = llm.prepare(["house"], window=2, seed=3)
+    (one,) = llm.decode([narrow], logprobs=True)
+    (score,) = llm.score([narrow], [one.codes])
+    assert one.logprobs is not None
+    assert np.abs(score - one.logprobs).max() > 0.1
+
+
 def test_a_seed_is_drawn_and_told(llm: ImageLLM) -> None:
     first, second = (llm.prepare(["red apple"])[0].params.seed for _ in range(2))
     assert first != second

@@ -48,6 +48,31 @@ def test_both_lanes_travel_as_one_prompt() -> None:
     assert sampling.max_tokens == 6 * 9
 
 
+def test_a_finished_picture_travels_along() -> None:
+    image = replace(PLAIN, picture=tuple(range(48)))
+    _, sampling = make_request(image, logprobs=True)
+    job = read(pickle.loads(pickle.dumps(sampling)))
+    assert job == replace(make_job(image), logprobs=True)
+    assert job.picture == tuple(range(48))
+    assert job.policy.num_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("picture", "drafts", "message"),
+    [
+        (range(47), 0, "picture: got 47 codes, allowed is 48"),
+        ([100] * 48, 0, "picture: got 100, allowed is codes of 0 to 99"),
+        ([-1] * 48, 0, "picture: got -1, allowed is a list, each a whole number, 0 or more"),
+        ([1] * 48, 4, "drafts: got 4, allowed is 0 with a picture"),
+    ],
+)
+def test_a_picture_that_cannot_be_scored(picture: Any, drafts: int, message: str) -> None:
+    params = replace(PLAIN.params, drafts=drafts)
+    _, sampling = make_request(replace(PLAIN, picture=tuple(picture), params=params))
+    with pytest.raises(InvalidOptionError, match=message):
+        read(sampling)
+
+
 def read(sampling: SamplingParams | None, prompt_length: int = 3) -> ImageJob:
     return read_job(prompt_length, sampling, VOCABULARY)
 

@@ -50,6 +50,7 @@ class SampleBatch:
         flags: What their sampling asks for.
         drafts: By what decides on them, the drafts among them.
         logprobs: Whether the log-probability of any of them is wanted.
+        given: Entries whose token stands among the table's already and is only scored.
     """
 
     inputs: IntArray
@@ -60,6 +61,7 @@ class SampleBatch:
     flags: SamplingFlags
     drafts: Mapping[type[Verification], DraftBatch]
     logprobs: bool
+    given: IntArray
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,6 +110,7 @@ class _Layout:
         flags: Of the images that sample.
         drafts: Entries, attempts and previous tokens by verification, an array per image.
         logprobs: Whether any image wants log-probabilities.
+        given: Entries whose token is known.
     """
 
     size: int = 0
@@ -131,6 +134,7 @@ class _Layout:
     flags: list[SamplingFlags] = field(default_factory=list)
     drafts: dict[type[Verification], list[DraftBatch]] = field(default_factory=dict)
     logprobs: bool = False
+    given: list[IntArray] = field(default_factory=list)
 
     def add_decode(self, image: ImageState) -> None:
         """Add the next step of an image past its prompt."""
@@ -219,6 +223,8 @@ class _Layout:
         self.images.append(np.full(count, image.index))
         self.tokens.append(targets + (image.first_token + image.job.prompt_length))
         self.grid_positions.append(image.grid_positions[targets])
+        if image.job.picture:
+            self.given.append(np.arange(self.num_samples, self.num_samples + count))
         self.num_samples += count
         self.flags.append(image.flags)
         self.logprobs |= image.job.logprobs
@@ -241,6 +247,7 @@ class _Layout:
                 for verification, drafts in self.drafts.items()
             },
             logprobs=self.logprobs,
+            given=_join(self.given),
         )
 
 

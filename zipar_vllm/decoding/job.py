@@ -8,6 +8,7 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.params import ImageParams
 
 from .policy import Policy, make_policy
+from .scoring import scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +23,19 @@ class ImageJob:
         params: How it is decoded.
         lane_prompts: Prompt length of each lane; the request's prompt is their concatenation.
         logprobs: Whether the log-probabilities of its tokens are wanted.
+        picture: Codes of a finished picture, if it is to be scored instead of drawn.
     """
 
     grid: Grid
     params: ImageParams
     lane_prompts: tuple[int, ...]
     logprobs: bool = False
+    picture: tuple[int, ...] = ()
 
     @property
     def policy(self) -> Policy:
         """The policy that orders its tokens; one object per process serves all such images."""
-        return make_policy(self.grid, self.params)
+        return scoring(self.grid) if self.picture else make_policy(self.grid, self.params)
 
     @property
     def num_lanes(self) -> int:

@@ -58,6 +58,9 @@ class StepSampler:
             for kind, drafts in batch.drafts.items():
                 accepted |= self._verify(kind, drafts, batch, logits, codes, sampling)
         tokens = self._to_device(batch.tokens)
+        if len(batch.given):
+            given = self._to_device(batch.given)
+            codes[given] = self._vocabulary.codes(self._tokens[tokens[given]])
         self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))
         if batch.logprobs and self._table.scores is not None:
             self._table.scores.view(-1, 2).index_copy_(0, tokens, score(logits, codes))

@@ -173,10 +173,13 @@ class StateTable:
     def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
         grid, length = image.job.grid, len(prompt)
         self.tokens[image.index, :length] = torch.tensor(prompt, device=self._device)
+        picture = self.tokens[image.index, length : length + grid.num_positions]
+        rows = picture.view(grid.rows, grid.stride)
         if self._vocabulary.row_terminator is not None:
-            picture = self.tokens[image.index, length : length + grid.num_positions]
-            rows = picture.view(grid.rows, grid.stride)
             rows[:, grid.columns] = self._vocabulary.row_terminator
+        if image.job.picture:
+            codes = torch.tensor(image.job.picture, device=self._device)
+            rows[:, : grid.columns] = self._vocabulary.ids(codes).view(grid.rows, grid.columns)
 
     def _set_lanes(
         self, image: ImageState, lanes: list[IntArray], orders: NDArray[np.int32] | None

@@ -31,6 +31,7 @@ class ImageArgs(ImageParams):
         rows, columns: The grid; whether rows are terminated is the model's to say.
         unconditional_length: How many of the request's last prompt tokens are the prompt of the
             unconditional lane; 0 turns guidance off.
+        picture: Codes of a finished picture in raster order, to be scored instead of drawn.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -38,6 +39,7 @@ class ImageArgs(ImageParams):
     rows: Annotated[StrictInt, Field(ge=1)]
     columns: Annotated[StrictInt, Field(ge=1)]
     unconditional_length: Annotated[StrictInt, Field(ge=0)] = 0
+    picture: tuple[Annotated[StrictInt, Field(ge=0)], ...] = ()
 
 
 def make_request(
@@ -55,6 +57,7 @@ def make_request(
         rows=image.grid.rows,
         columns=image.grid.columns,
         unconditional_length=len(unconditional),
+        picture=image.picture,
     )
     sampling = SamplingParams(
         max_tokens=image.grid.num_positions,
@@ -73,7 +76,7 @@ def make_job(image: PreparedImage) -> ImageJob:
     """Make the job that the engine will read off the image's request."""
     prompts = image.prompts
     lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
-    return ImageJob(image.grid, image.params, lanes)
+    return ImageJob(image.grid, image.params, lanes, picture=image.picture)
 
 
 def read_job(
@@ -110,6 +113,23 @@ def read_job(
         raise InvalidOptionError.of("prompt_logprobs", sampling.prompt_logprobs, "none")
     params = ImageParams(**{name: getattr(args, name) for name in ImageParams.__dataclass_fields__})
     lanes = (prompt_length - unconditional, *([unconditional] if unconditional else []))
-    job = ImageJob(grid, params, lanes, logprobs=sampling.logprobs is not None)
+    if args.picture:
+        _check_picture(args, grid, vocabulary)
+    logprobs = sampling.logprobs is not None
+    job = ImageJob(grid, params, lanes, logprobs=logprobs, picture=args.picture)
     _ = job.policy  # refuses what it cannot follow
     return job
+
+
+def _check_picture(args: ImageArgs, grid: Grid, vocabulary: Vocabulary) -> None:
+    """Refuse a picture that is none of the grid and the codebook, or with drafts."""
+    needed = grid.rows * grid.columns
+    if len(args.picture) != needed:
+        raise InvalidOptionError(
+            "picture", f"got {len(args.picture)} codes, allowed is {needed}: one per token"
+        )
+    if max(args.picture) >= vocabulary.num_codes:
+        allowed = f"codes of 0 to {vocabulary.num_codes - 1}"
+        raise InvalidOptionError.of("picture", max(args.picture), allowed)
+    if args.drafts:
+        raise InvalidOptionError.of("drafts", args.drafts, "0 with a picture")

@@ -52,9 +52,7 @@ class FakeLLM:
 @pytest.fixture(autouse=True)
 def fake_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipar_vllm.llm, "ImageLLM", FakeLLM)
-    monkeypatch.setattr(generate, "set_environment", lambda: None)
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    monkeypatch.setattr(generate, "set_environment", lambda quiet: None)
 
 
 def test_there_is_a_flag_for_every_option() -> None:
