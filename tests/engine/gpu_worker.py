@@ -1,4 +1,6 @@
-"""Draw with vLLM's GPU worker over CPU tensors, print the tokens as JSON: ``gpu_worker.py MODEL``.
+"""Draw with vLLM's GPU worker over CPU tensors: ``gpu_worker.py MODEL``.
+
+Prints JSON: the steps that memory was measured over, as inputs and lanes, and the tokens by image.
 
 The worker's own code runs, start to end; what asks for a CUDA device is answered in its place.
 """
@@ -21,10 +23,12 @@ from vllm.v1.worker import gpu_worker
 
 from tests.cases import NEGATIVE, make_image
 from tests.engine.conftest import start_engine
+from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.engine.worker import ZipARWorker
 from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 MEMORY = 8 << 30
+PROFILED: list[tuple[int, int]] = []
 
 MINIMAX = "vllm.model_executor.warmup.minimax_m3_msa_warmup"
 OTHER_MODELS = (
@@ -49,6 +53,21 @@ class GPUWorkerOnCPU(ZipARWorker):
         self.init_snapshot = MagicMock(free_memory=MEMORY, total_memory=MEMORY)
         self.requested_memory = MEMORY
         self._init_workspace_and_model_runner()
+
+    def determine_available_memory(self) -> int:
+        run = self.model_runner.forward
+
+        def record(step: StepBatch) -> torch.Tensor:
+            PROFILED.append((step.num_inputs, len(step.attention.lanes)))
+            hidden: torch.Tensor = run(step)
+            return hidden
+
+        with patch.object(self.model_runner, "forward", record):
+            available: int = super().determine_available_memory()
+        layers = self.vllm_config.compilation_config.static_forward_context.values()
+        assert not any(layer.kv_cache.numel() for layer in layers)
+        assert not hasattr(self.model_runner, "decoder")
+        return available
 
     def compile_or_warm_up_model(self) -> Any:
         with as_on_an_h100():
@@ -123,7 +142,7 @@ def main(path: Path) -> None:
     engine.run()
     drawn = {name: finished.tokens for name, finished in engine.outputs.items()}
     engine.core.shutdown()
-    print(json.dumps(drawn))
+    print(json.dumps({"profiled": PROFILED, "drawn": drawn}))
 
 
 if __name__ == "__main__":

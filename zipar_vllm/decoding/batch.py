@@ -5,7 +5,7 @@ All of it is worked out on the host, from the images' steps and what the table k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,12 @@ from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.visibility import UNWRITTEN
 
+from .adaptive_window import RejectionSampling
 from .policy import NO_INTS, IntArray, Verification
 from .table import ImageState, StateTable
+
+MAX_SAMPLES = 512
+"""Tokens that are sampled at once: their logits, of the whole vocabulary, take much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class DraftBatch:
     """Drafts of a step that are verified together.
 
     Attributes:
-        entries: Their places in the sample batch.
+        entries: Their places in the sample batch, ascending.
         attempts: How often each was drawn before.
         previous: Where the token that each is compared with stands among the table's tokens.
     """
@@ -43,7 +47,7 @@ class SampleBatch:
     Attributes:
         inputs: Inputs whose logits are read: of all entries, then the unconditional ones of the
             guided entries.
-        guided: Entries that have an unconditional lane.
+        guided: Entries that have an unconditional lane, ascending.
         images: Table index of the image.
         tokens: Where the token stands among the table's tokens, row after row.
         grid_positions: ``row * columns + column``, which keys the sampling noise.
@@ -65,6 +69,32 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def parts(self) -> Iterator[SampleBatch]:
+        """The batch in parts of up to ``MAX_SAMPLES``, one after the other."""
+        if len(self) <= MAX_SAMPLES:
+            yield self
+            return
+        for start in range(0, len(self), MAX_SAMPLES):
+            stop = min(start + MAX_SAMPLES, len(self))
+            guided = slice(*np.searchsorted(self.guided, [start, stop]))
+            drafts = {}
+            for verification, own in self.drafts.items():
+                places = slice(*np.searchsorted(own.entries, [start, stop]))
+                if places.start < places.stop:
+                    drafts[verification] = DraftBatch(
+                        own.entries[places] - start, own.attempts[places], own.previous[places]
+                    )
+            yield SampleBatch(
+                inputs=np.concatenate([self.inputs[start:stop], self.inputs[len(self) :][guided]]),
+                guided=self.guided[guided] - start,
+                images=self.images[start:stop],
+                tokens=self.tokens[start:stop],
+                grid_positions=self.grid_positions[start:stop],
+                flags=self.flags,
+                drafts=drafts,
+                logprobs=self.logprobs,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +333,55 @@ class BatchBuilder:
             ),
             samples=layout.samples(),
             embedded=layout.embedded,
+        )
+
+    def build_widest(self, num_inputs: int, num_lanes: int) -> StepBatch:
+        """Lay out a step for which nothing needs to be known of any image.
+
+        Its lanes have the longest length and look at all of it; what is sampled is guided, cut,
+        verified and scored, as much as is sampled at once.
+        """
+        table = self._table
+        longest = table.tokens.shape[1]
+        num_lanes = min(num_lanes, num_inputs, len(table.block_table))
+        counts = np.diff(np.arange(num_lanes + 1) * num_inputs // num_lanes).clip(max=longest)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        positions = self._to_device(
+            np.concatenate([np.arange(longest - count, longest) for count in counts])
+        )
+        zeros = torch.zeros_like(positions)
+        return StepBatch(
+            input_ids=zeros,
+            positions=positions,
+            attention=AttentionInputs(
+                positions=positions,
+                limits=torch.full_like(positions, UNWRITTEN, dtype=torch.int32),
+                slot_mapping=zeros,
+                lanes=np.arange(num_lanes),
+                lane_starts=starts,
+                last_positions=np.full(num_lanes, longest - 1),
+                num_decoding=num_lanes,
+                orders=table.orders,
+                block_table=table.block_table,
+                block_size=table.block_size,
+            ),
+            samples=self._widest_samples(len(positions)),
+        )
+
+    def _widest_samples(self, num_inputs: int) -> SampleBatch:
+        num_guided = min(MAX_SAMPLES, num_inputs // 2)
+        count = max(1, num_guided)
+        drafts = np.arange(min(count, self._table.max_images))
+        nothing = np.zeros(count, dtype=np.int64)
+        return SampleBatch(
+            inputs=np.arange(count + num_guided),
+            guided=np.arange(num_guided),
+            images=np.arange(count) % self._table.max_images,
+            tokens=nothing,
+            grid_positions=nothing,
+            flags=SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True),
+            drafts={RejectionSampling: DraftBatch(drafts, drafts + 1, nothing[: len(drafts)])},
+            logprobs=True,
         )
 
     def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:

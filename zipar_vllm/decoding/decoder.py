@@ -11,7 +11,7 @@ import torch
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
-from .batch import BatchBuilder, StepBatch
+from .batch import BatchBuilder, SampleBatch, StepBatch
 from .job import ImageJob
 from .policy import DraftCount
 from .sampler import StepSampler
@@ -147,6 +147,21 @@ class ImageDecoder:
         num_sampled = sum(self._step(images, scheduled.values(), model) for _ in range(passes))
         return self._result(images, num_sampled)
 
+    @torch.inference_mode()
+    def rehearse(self, model: StepModel, num_inputs: int, num_lanes: int) -> None:
+        """Run a step that needs as much memory as any of its width, before there are images.
+
+        Args:
+            model: Runs it; keys and values are written to KV slot 0.
+            num_inputs: Inputs of the step, fewer where the lanes do not hold as many.
+            num_lanes: Lanes to spread them over, each of the longest length.
+        """
+        self.table.allocate_scores()
+        self.table.tokens.fill_(self._vocabulary.first_id)  # what drafts are compared with
+        batch = self._batches.build_widest(num_inputs, num_lanes)
+        hidden = model.forward(batch)
+        self._sampler.sample(self._logits(model, hidden, batch.samples), batch.samples)
+
     def _step(self, images: list[ImageState], counts: Iterable[int], model: StepModel) -> int:
         """Take one step; the number of tokens it sampled."""
         decoding: list[ImageState] = []
@@ -162,19 +177,23 @@ class ImageDecoder:
         with self.times.measure("prepare"):
             batch = self._batches.build(decoding, prefilling)
         with self.times.measure("forward"):
-            logits = self._logits(model, batch)
+            hidden = model.forward(batch)
+        accepted: dict[int, list[bool]] = {}
+        if len(batch.samples):  # else the prompts of these images go on in the next step
+            for samples in batch.samples.parts():
+                with self.times.measure("forward"):
+                    logits = self._logits(model, hidden, samples)
+                with self.times.measure("sample"):
+                    for index, verdicts in self._sampler.sample(logits, samples).items():
+                        accepted.setdefault(index, []).extend(verdicts)
         with self.times.measure("sample"):
-            accepted = self._sampler.sample(logits, batch.samples) if len(batch.samples) else {}
             rejected = sum(_advance(image, accepted) for image in decoding)
         self.times.count_step()
         return len(batch.samples) - rejected
 
-    def _logits(self, model: StepModel, batch: StepBatch) -> torch.Tensor:
-        """Run the model; float32 ``[samples, columns]`` of those inputs that are sampled from."""
-        hidden = model.forward(batch)
-        inputs = torch.from_numpy(batch.samples.inputs).to(self._device, non_blocking=True)
-        if not len(inputs):  # the prompts of these images go on in the next step
-            return hidden.new_empty(0)
+    def _logits(self, model: StepModel, hidden: torch.Tensor, samples: SampleBatch) -> torch.Tensor:
+        """Logits of what is sampled from: float32 ``[inputs of the samples, num_codes]``."""
+        inputs = torch.from_numpy(samples.inputs).to(self._device, non_blocking=True)
         return self._vocabulary.select(model.logits(hidden[inputs])).float()
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:

@@ -200,7 +200,9 @@ class DraftingProgress(Progress, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """The drafts that a step drew, of all images whose policies verify alike; on the device.
+    """Drafts that a step drew, of all images whose policies verify alike; on the device.
+
+    A wide step is sampled in parts, so they need not be all of an image's.
 
     Attributes:
         images: int64 ``[k]``, each image's index in the state table.

@@ -156,6 +156,12 @@ class StateTable:
         if image is not None:
             self._free.append(image.index)
 
+    def allocate_scores(self) -> torch.Tensor:
+        """The scores, from now on there."""
+        if self.scores is None:
+            self.scores = torch.zeros(*self.tokens.shape, 2, device=self._device)
+        return self.scores
+
     def _split(self, job: ImageJob, blocks: list[int]) -> list[IntArray]:
         """The image's blocks by lane."""
         counts = job.lane_blocks(self.block_size)
@@ -203,10 +209,9 @@ class StateTable:
 
     def _set_scores(self, image: ImageState) -> None:
         """A token that is not sampled, as a terminator, is certain."""
-        if self.scores is None:
-            self.scores = torch.zeros(*self.tokens.shape, 2, device=self._device)
-        self.scores[image.index, :, 0] = 0
-        self.scores[image.index, :, 1] = 1
+        scores = self.allocate_scores()
+        scores[image.index, :, 0] = 0
+        scores[image.index, :, 1] = 1
 
 
 @lru_cache(maxsize=64)

@@ -78,12 +78,14 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
             for release in result.releases
             if release.logprobs and table.scores is not None
         }
-        if self._rows and table.tokens.device.type == "cuda":
-            self._ready = torch.cuda.Event()
+        if table.tokens.device.type == "cuda":
+            # Whether rows are on their way or not: else vLLM, which waits for a step by its output,
+            # would launch steps far ahead of the device, and new images would wait behind them.
+            self._ready = torch.cuda.Event(blocking=True)
             self._ready.record()
 
     def get_output(self) -> ImageRunnerOutput:
-        """Wait for the copies and phrase them as vLLM's output."""
+        """Wait for the step and its copies, and phrase them as vLLM's output."""
         if self._ready is not None:
             self._ready.synchronize()
         sampled: list[list[int]] = [[] for _ in self._request_ids]

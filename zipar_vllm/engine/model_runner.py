@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.table import MAX_LANES
 from zipar_vllm.models.registry import load_spec
 
 from . import compiled_models
@@ -34,6 +35,9 @@ from .vllm_api import (
     VllmConfig,
     allocate_kv_cache,
     bind_kv_cache_to_layers,
+    clear_layer_kv_caches,
+    get_kv_cache_config_from_groups,
+    get_kv_cache_groups,
     get_kv_cache_spec,
     get_layers_from_vllm_config,
     get_model,
@@ -211,14 +215,50 @@ class ImageModelRunner(UnusedRunnerMethods):
         """Compile the model (vLLM's CPU worker calls this)."""
         if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
             with compiled_models.loadable():
-                self.profile_run()
+                self._dummy_run(self.scheduler_config.max_num_batched_tokens)
 
     @torch.inference_mode()
     def profile_run(self, randomize_inputs: bool = False) -> None:
-        """Run the widest step, so that the worker can measure its memory."""
-        hidden, _ = self._dummy_run(self.vllm_config.scheduler_config.max_num_batched_tokens)
-        self._dummy_sampler_run(hidden[: self.vllm_config.scheduler_config.max_num_seqs])
+        """Run the widest steps, so that the worker can measure their memory.
+
+        All is as in service, the state of images and the kernels' scratch memory included, but for
+        the KV cache: it has one block, which all lanes read.
+        """
+        budget = self.vllm_config.scheduler_config.max_num_batched_tokens
+        self._dummy_run(budget)
+        specs = self.get_kv_cache_spec()
+        self.initialize_kv_cache(self._one_block(specs), is_profiling=True)
+        lanes = self._most_lanes(specs)
+        # What a narrower step saves in activations, its attention may need for parts of lanes.
+        width = budget
+        while width >= min(lanes, budget):
+            self.decoder.rehearse(self, width, lanes)
+            width //= 2
+        del self.decoder, self._kernel, self.kv_cache_config
+        self.kv_caches.clear()
+        clear_layer_kv_caches(self.vllm_config.compilation_config.static_forward_context.values())
         gc.collect()
+
+    def _one_block(self, specs: dict[str, KVCacheSpec]) -> KVCacheConfig:
+        """The least KV cache."""
+        cache = self.vllm_config.cache_config
+        wanted, cache.num_gpu_blocks_override = cache.num_gpu_blocks_override, 1
+        groups = get_kv_cache_groups(self.vllm_config, specs)
+        config = get_kv_cache_config_from_groups(self.vllm_config, groups, available_memory=0)
+        cache.num_gpu_blocks_override = wanted
+        return config
+
+    def _most_lanes(self, specs: Mapping[str, KVCacheSpec]) -> int:
+        """Lanes of the longest length, at most, that keys and values may be held of at a time."""
+        most = MAX_LANES * self.scheduler_config.max_num_seqs
+        memory = self.vllm_config.cache_config.kv_cache_memory_bytes
+        if memory is None and self.device.type == "cuda":
+            memory = torch.cuda.mem_get_info(self.device)[0]
+        if memory is None:
+            return most
+        longest = self.model_config.max_model_len
+        lane = sum(-(-longest // spec.block_size) * spec.page_size_bytes for spec in specs.values())
+        return max(1, min(most, memory // lane))
 
     @torch.inference_mode()
     def _dummy_run(self, num_tokens: int, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:

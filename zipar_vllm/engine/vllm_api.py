@@ -25,6 +25,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import get_kv_cache_config_from_groups, get_kv_cache_groups
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -39,7 +40,11 @@ from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
 from vllm.v1.worker.gpu_worker import Worker
-from vllm.v1.worker.utils import allocate_kv_cache, bind_kv_cache_to_layers
+from vllm.v1.worker.utils import (
+    allocate_kv_cache,
+    bind_kv_cache_to_layers,
+    clear_layer_kv_caches,
+)
 
 __all__ = [
     "LLM",
@@ -82,7 +87,10 @@ __all__ = [
     "Worker",
     "allocate_kv_cache",
     "bind_kv_cache_to_layers",
+    "clear_layer_kv_caches",
     "current_platform",
+    "get_kv_cache_config_from_groups",
+    "get_kv_cache_groups",
     "get_kv_cache_spec",
     "get_layers_from_vllm_config",
     "get_model",

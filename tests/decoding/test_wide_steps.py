@@ -1,0 +1,120 @@
+"""Wide steps: sampled in parts, and rehearsed for their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cases import NEGATIVE, make_image
+from zipar_vllm.core.sampling import SamplingBatch
+from zipar_vllm.core.vocabulary import Vocabulary
+from zipar_vllm.decoding import batch as batches
+from zipar_vllm.decoding.adaptive_window import RejectionSampling
+from zipar_vllm.decoding.batch import StepBatch
+from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.prepare import ADAPTIVE
+
+from .room import Decoded, Room
+
+COLUMNS, CODES = 160, 100
+
+
+def test_sampling_in_parts_changes_nothing(
+    model_path: Callable[[bool], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of guided, adaptive and drafted images side by side, some of them scored."""
+    guided: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
+    sampled: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "seed": 11}
+    images = {
+        "greedy": make_image(True, 4, 4, window=1),
+        "guided": make_image(True, 5, 3, window=1, **guided, **sampled),
+        "adaptive": make_image(True, 4, 4, window=1, policy=ADAPTIVE, **guided, **sampled),
+        "drafted": make_image(True, 4, 4, window=2, drafts=2, **guided, **sampled),
+    }
+
+    def draw() -> dict[str, Decoded]:
+        room = Room(model_path(True))
+        for name, image in images.items():
+            room.add(name, image, logprobs=name in ("guided", "drafted"))
+        room.run()
+        return room.results
+
+    whole = draw()
+    monkeypatch.setattr(batches, "MAX_SAMPLES", 3)
+    parts = draw()
+    for name in images:
+        assert parts[name].tokens == whole[name].tokens
+        assert parts[name].steps == whole[name].steps
+        scores = (torch.tensor(drawn[name].scores) for drawn in (parts, whole))
+        torch.testing.assert_close(*scores)
+
+
+class Recorder:
+    """A model that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.batch: StepBatch | None = None
+        self.rows = 0
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        self.batch = batch
+        return torch.randn(batch.num_inputs, 8)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.rows = len(hidden)
+        return torch.randn(len(hidden), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "lanes", "counts"),
+    [(90, 3, [30, 30, 30]), (11, 4, [2, 3, 3, 3]), (3, 40, [1, 1, 1]), (5000, 2, [250, 250])],
+)
+def test_a_rehearsal_is_as_wide_as_a_step_can_be(
+    inputs: int, lanes: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_SAMPLES", 20)
+    drawn, verified = [], []
+    sample, verify = SamplingBatch.sample, RejectionSampling.verify
+
+    def record(self: SamplingBatch, logits: torch.Tensor) -> torch.Tensor:
+        drawn.append((tuple(logits.shape), self.flags))
+        return sample(self, logits)
+
+    def record_drafts(self: RejectionSampling, drafts: Any) -> Any:
+        verified.append(drafts.attempts.copy())
+        return verify(self, drafts)
+
+    monkeypatch.setattr(SamplingBatch, "sample", record)
+    monkeypatch.setattr(RejectionSampling, "verify", record_drafts)
+    decoder = ImageDecoder(
+        max_images=4,
+        max_tokens=250,
+        block_size=16,
+        vocabulary=Vocabulary(32, CODES),
+        device=torch.device("cpu"),
+    )
+    model = Recorder()
+    decoder.rehearse(model, inputs, lanes)
+    assert model.batch is not None
+    step = model.batch.attention
+    assert (step.lane_starts[1:] - step.lane_starts[:-1]).tolist() == counts
+    assert step.last_positions.tolist() == [249] * len(counts)
+    assert model.batch.num_inputs == sum(counts) == len(step.slot_mapping)
+    assert len(set(step.positions[: counts[0]].tolist())) == counts[0]
+    assert not step.slot_mapping.any()  # the null block of the KV cache
+
+    # Guided, so that two rows of logits become one; then nothing is spared.
+    samples = min(20, sum(counts) // 2)
+    assert model.rows == 2 * samples
+    [(shape, flags)] = drawn
+    assert shape == (samples, CODES)
+    assert flags.truncated
+    assert flags.top == 0
+    assert flags.min_p
+    assert len(verified[0]) == min(samples, 4)
+    assert verified[0].all()
+    assert decoder.table.scores is not None
