@@ -84,30 +84,6 @@ def http_table(records: Sequence[dict[str, Any]]) -> list[str]:
     return markdown_table(head, rows)
 
 
-def eager_table(compiled: Sequence[dict[str, Any]], eager: Sequence[dict[str, Any]]) -> list[str]:
-    """Images per second of what was measured both compiled and eager."""
-
-    def by_key(records: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
-        plain = (record for record in records if not record["guidance"])
-        return {(r["mode"], r["window"], r["requests"]): r["images_per_s"] for r in plain}
-
-    fast, slow = by_key(compiled), by_key(eager)
-    rows = [
-        [f"window {w}" if w else "stock vLLM", str(n), f"{fast[m, w, n]:.2f}", f"{rate:.2f}"]
-        for (m, w, n), rate in slow.items()
-    ]
-    return markdown_table(["", "at a time", "compiled", "eager"], rows)
-
-
-def _eager() -> list[str]:
-    compiled, eager = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("latency", "latency_eager")
-    )
-    first = eager[0]
-    where = f"{first['machine']}, {first['dtype']}; `{first['command']}`"
-    return [where, "", *eager_table(compiled, eager)]
-
-
 def _pixel_delay() -> list[str]:
     result = json.loads((RESULTS / "pixel_delay.json").read_text())
     rows = [
@@ -131,7 +107,6 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "load": lambda: _whole("load"),
     "soak": lambda: _whole("soak"),
     "numerics": lambda: _whole("numerics"),
-    "eager": _eager,
     "pixel-delay": _pixel_delay,
 }
 

@@ -54,7 +54,7 @@ class SampleBatch:
         flags: What their sampling asks for.
         drafts: By what decides on them, the drafts among them.
         logprobs: Whether the log-probability of any of them is wanted.
-        given: Entries whose token stands among the table's already and is only scored.
+        given: Entries whose token stands among the table's already and is only scored, ascending.
     """
 
     inputs: IntArray
@@ -94,6 +94,7 @@ class SampleBatch:
                 flags=self.flags,
                 drafts=drafts,
                 logprobs=self.logprobs,
+                given=self.given[slice(*np.searchsorted(self.given, [start, stop]))] - start,
             )
 
 
@@ -382,6 +383,7 @@ class BatchBuilder:
             flags=SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True),
             drafts={RejectionSampling: DraftBatch(drafts, drafts + 1, nothing[: len(drafts)])},
             logprobs=True,
+            given=nothing[:0],
         )
 
     def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:
