@@ -183,7 +183,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=MODES, help="measure this one, here")
     parser.add_argument("--json", action="store_true", help="print records as one line of JSON")
     parser.add_argument("--windows", type=int, nargs="+", default=[2, 4, 8, 24])
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--repeats", type=int, default=5, help="per setting and round")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each engine")
     parser.add_argument("--quick", action="store_true", help="windows 4 and 24, one request, once")

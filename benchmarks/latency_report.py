@@ -128,7 +128,7 @@ def make_tables(records: Sequence[Record]) -> str:
     if guided:
         parts += ["", "## With guidance", "", GUIDANCE_NOTE, ""]
         parts += _table(guided)
-    parts += ["", "## One step at batch 1, milliseconds", "", *_split(records)]
+    parts += ["", "## One step, milliseconds", "", *_split(records)]
     parts += ["", *_memory(records)]
     return "\n".join(parts) + "\n"
 
@@ -191,11 +191,18 @@ def _split(records: Sequence[Record]) -> list[str]:
     names = (*PARTS, "total")
     rows = []
     for record in records:
-        if record.requests == 1:
-            values = [record.step_ms[name] for name in names]
-            cells = ["" if value is None else f"{value:.2f}" for value in values]
-            rows.append([_name(record), "on" if record.guidance else "off", *cells])
-    return markdown_table(["", "guidance", *names], rows)
+        values = [record.step_ms[name] for name in names]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        guidance = "on" if record.guidance else "off"
+        rows.append([_name(record), str(record.requests), guidance, *cells, _rest(record)])
+    head = ["", "at a time", "guidance", *names, "all but forward"]
+    return markdown_table(head, rows)
+
+
+def _rest(record: Record) -> str:
+    """The share of a step that is not the model's."""
+    forward, total = record.step_ms["forward"], record.step_ms["total"]
+    return f"{1 - forward / total:.0%}" if forward and total else ""
 
 
 def _memory(records: Sequence[Record]) -> list[str]:

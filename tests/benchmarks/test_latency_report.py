@@ -58,8 +58,8 @@ def test_tables():
     assert "| stock vLLM | 600 | 3.00 | 0.333 (1.00x) |  |" in text
     assert "| ZipAR, window 4 | 100 | 1.00 | 1.000 (3.00x) | 0.50 |" in text
     assert "| ZipAR, window 4 | 100 | 1.00 | 0.250 (6.00x) | 4.000 (6.00x) | 1.00 |" in text
-    assert "| ZipAR, window 4 | off | 1.00 | 6.00 | 2.00 | 1.00 | 10.00 |" in text
-    assert "| stock vLLM | off |  |  |  |  | 5.00 |" in text
+    assert "| ZipAR, window 4 | 1 | off | 1.00 | 6.00 | 2.00 | 1.00 | 10.00 | 40% |" in text
+    assert "| stock vLLM | 1 | off |  |  |  |  | 5.00 |  |" in text
 
 
 def test_tables_without_guidance_have_one_section():
