@@ -162,14 +162,10 @@ class WindowComparison:
         found = {key: self._read(*key) for key in wanted}
         missing = [key for key in wanted if found[key] is None]
         done = len(wanted) - len(missing)
+        if missing:  # what only the first picture waits for, the engine's start above all
+            window = self.settings[-1].window
+            self._llm.generate(self._prompts[0], window=window, progress=False, **self._options)
         with tqdm(total=len(wanted), initial=done, unit="picture", disable=not progress) as bar:
-            if missing:  # what only the first picture waits for is not timed
-                self._llm.generate(
-                    self._prompts[0],
-                    window=self.settings[-1].window,
-                    progress=False,
-                    **self._options,
-                )
             for key in missing:
                 found[key] = self._draw(*key)
                 bar.update()

@@ -90,6 +90,7 @@ def main(arguments: list[str]) -> None:
             seed=options.seed,
             **wishes_of(options),
         )
+        say("windows", "starting the engine if any picture is missing")
         records = comparison.draw()
         llm.close()
     except ValueError as error:
