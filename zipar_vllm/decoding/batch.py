@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.core.sampling import SamplingFlags
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
 from .adaptive_window import RejectionSampling
@@ -397,7 +398,7 @@ class BatchBuilder:
             self._table.orders[lanes[inputs], positions[inputs]] = limits[inputs]
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return to_device(array, self._device)
 
 
 def _join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
