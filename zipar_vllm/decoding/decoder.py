@@ -12,10 +12,11 @@ from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
-from .batch import BatchBuilder, SampleBatch, StepBatch
+from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
 from .policy import DraftCount
 from .sampler import StepSampler
+from .samples import SampleBatch
 from .table import ImageState, StateTable
 from .timing import StepTimes
 

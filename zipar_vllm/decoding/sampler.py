@@ -12,8 +12,8 @@ from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 
-from .batch import DraftBatch, SampleBatch
 from .policy import Drafts, Verification
+from .samples import DraftBatch, SampleBatch
 from .table import StateTable
 
 
