@@ -60,26 +60,28 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "plain"])
-def test_a_step_of_fixed_windows_never_waits(terminated: bool) -> None:
+def test_neither_images_that_arrive_nor_steps_of_fixed_windows_wait(terminated: bool) -> None:
     vocabulary = Vocabulary(32, 100, row_terminator=3 if terminated else None)
     decoder = ImageDecoder(
         max_images=4, max_tokens=256, block_size=BLOCK_SIZE, vocabulary=vocabulary, device=DEVICE
     )
     sampled: dict[str, Any] = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}
 
-    def add(name: str, image: PreparedImage) -> None:
+    def add(name: str, image: PreparedImage, logprobs: bool = False) -> None:
         prompts = image.prompts
         lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
-        job = ImageJob(image.grid, image.params, lanes, False)
+        job = ImageJob(image.grid, image.params, lanes, logprobs)
         blocks = list(range(job.num_blocks(BLOCK_SIZE)))
         decoder.add(name, job, [*prompts.conditional, *prompts.unconditional], blocks)
 
     guided: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
-    add("guided", make_image(terminated, window=4, **guided, **sampled))
-    add("greedy", make_image(terminated, window=2))
-    decoder.step({"guided": 8, "greedy": 5}, Model())
     with Waits() as waits:
+        add("guided", make_image(terminated, window=4, **guided, **sampled))
+        add("greedy", make_image(terminated, window=2), logprobs=True)
+        arriving = waits.copies
+        decoder.step({"guided": 8, "greedy": 5}, Model())
         for _ in range(12):
             decoder.step({"guided": 1, "greedy": 1}, Model())
-    assert waits.copies > 0
+    assert arriving == 2 + 2 * 3  # tokens of each, orders and blocks of each lane
+    assert waits.copies > arriving
     assert waits.found == []

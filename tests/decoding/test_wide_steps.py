@@ -12,7 +12,7 @@ import torch
 from tests.cases import NEGATIVE, make_image
 from zipar_vllm.core.sampling import SamplingBatch
 from zipar_vllm.core.vocabulary import Vocabulary
-from zipar_vllm.decoding import batch as batches
+from zipar_vllm.decoding import samples
 from zipar_vllm.decoding.adaptive_window import RejectionSampling
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
@@ -44,7 +44,7 @@ def test_sampling_in_parts_changes_nothing(
         return room.results
 
     whole = draw()
-    monkeypatch.setattr(batches, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 3)
     parts = draw()
     for name in images:
         assert parts[name].tokens == whole[name].tokens
@@ -76,7 +76,7 @@ class Recorder:
 def test_a_rehearsal_is_as_wide_as_a_step_can_be(
     inputs: int, lanes: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "MAX_SAMPLES", 20)
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 20)
     drawn, verified = [], []
     sample, verify = SamplingBatch.sample, RejectionSampling.verify
 
@@ -108,13 +108,13 @@ def test_a_rehearsal_is_as_wide_as_a_step_can_be(
     assert not step.slot_mapping.any()  # the null block of the KV cache
 
     # Guided, so that two rows of logits become one; then nothing is spared.
-    samples = min(20, sum(counts) // 2)
-    assert model.rows == 2 * samples
+    count = min(20, sum(counts) // 2)
+    assert model.rows == 2 * count
     [(shape, flags)] = drawn
-    assert shape == (samples, CODES)
+    assert shape == (count, CODES)
     assert flags.truncated
     assert flags.top == 0
     assert flags.min_p
-    assert len(verified[0]) == min(samples, 4)
+    assert len(verified[0]) == min(count, 4)
     assert verified[0].all()
     assert decoder.table.scores is not None

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from zipar_vllm.core.transfer import to_device
+
 from .interface import AttentionInputs
 
 
@@ -94,9 +96,9 @@ class TorchAttention:
         column = np.arange(int(counts.max()))
         used = column < counts[:, None]
         index = starts[:, None] - start + np.where(used, column, 0)
-        query_index = torch.from_numpy(index).to(device, non_blocking=True)
+        query_index = to_device(index, device)
         blocks = int(step.last_positions[first:last].max()) // step.block_size + 1
-        lanes = torch.from_numpy(step.lanes[first:last]).to(device, non_blocking=True)
+        lanes = to_device(step.lanes[first:last], device)
         visible = visibility(
             step.orders[lanes, : blocks * step.block_size],
             step.positions[start:stop][query_index],
@@ -106,7 +108,7 @@ class TorchAttention:
             start=start,
             stop=stop,
             query_index=query_index,
-            output_index=torch.from_numpy(np.flatnonzero(used)).to(device, non_blocking=True),
+            output_index=to_device(np.flatnonzero(used), device),
             block_table=step.block_table[lanes, :blocks],
             bias=_bias(visible, self._heads_per_kv_head, self._dtype),
             unseen=~visible.any(dim=1)[..., None, None],

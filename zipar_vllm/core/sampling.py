@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .transfer import to_device
+
 OPTION_DTYPES: dict[str, type[np.generic]] = {
     "seed": np.int64,
     "temperature": np.float32,
@@ -123,7 +125,7 @@ class SamplingBatch:
         ``flags`` are worked out from the options where they are not known already.
         """
         tensors = {
-            name: torch.from_numpy(array).to(device, non_blocking=True)
+            name: to_device(array, device)
             for name, array in {**options, "position": position}.items()
         }
         return cls(**tensors, flags=flags or SamplingFlags.of(options))

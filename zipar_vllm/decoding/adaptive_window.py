@@ -22,6 +22,7 @@ import torch
 
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.sampling import gumbel_noise, uniform_noise
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.params import ImageParams
 
 from .fixed_window import fixed_window
@@ -60,8 +61,8 @@ class RejectionSampling:
         accepted = [False] * len(codes)
         again = np.flatnonzero(drafts.attempts)
         if len(again):
-            index = torch.from_numpy(again).to(codes.device)
-            attempts = torch.from_numpy(drafts.attempts[again]).to(codes.device)
+            index = to_device(again, codes.device)
+            attempts = to_device(drafts.attempts[again], codes.device)
             verdicts, codes[index] = rejection_sample(
                 new[index],
                 self._old[drafts.images[index]],

@@ -5,7 +5,7 @@ All of it is worked out on the host, from the images' steps and what the table k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,87 +15,12 @@ from numpy.typing import NDArray
 
 from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.core.sampling import SamplingFlags
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
-from .adaptive_window import RejectionSampling
 from .policy import NO_INTS, IntArray, Verification
+from .samples import DraftBatch, SampleBatch
 from .table import ImageState, StateTable
-
-MAX_SAMPLES = 512
-"""Tokens that are sampled at once: their logits, of the whole vocabulary, take much memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class DraftBatch:
-    """Drafts of a step that are verified together.
-
-    Attributes:
-        entries: Their places in the sample batch, ascending.
-        attempts: How often each was drawn before.
-        previous: Where the token that each is compared with stands among the table's tokens.
-    """
-
-    entries: IntArray
-    attempts: IntArray
-    previous: IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class SampleBatch:
-    """Tokens to sample in a step; host arrays, one entry per token.
-
-    Attributes:
-        inputs: Inputs whose logits are read: of all entries, then the unconditional ones of the
-            guided entries.
-        guided: Entries that have an unconditional lane, ascending.
-        images: Table index of the image.
-        tokens: Where the token stands among the table's tokens, row after row.
-        grid_positions: ``row * columns + column``, which keys the sampling noise.
-        flags: What their sampling asks for.
-        drafts: By what decides on them, the drafts among them.
-        logprobs: Whether the log-probability of any of them is wanted.
-        given: Entries whose token stands among the table's already and is only scored, ascending.
-    """
-
-    inputs: IntArray
-    guided: IntArray
-    images: IntArray
-    tokens: IntArray
-    grid_positions: IntArray
-    flags: SamplingFlags
-    drafts: Mapping[type[Verification], DraftBatch]
-    logprobs: bool
-    given: IntArray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def parts(self) -> Iterator[SampleBatch]:
-        """The batch in parts of up to ``MAX_SAMPLES``, one after the other."""
-        if len(self) <= MAX_SAMPLES:
-            yield self
-            return
-        for start in range(0, len(self), MAX_SAMPLES):
-            stop = min(start + MAX_SAMPLES, len(self))
-            guided = slice(*np.searchsorted(self.guided, [start, stop]))
-            drafts = {}
-            for verification, own in self.drafts.items():
-                places = slice(*np.searchsorted(own.entries, [start, stop]))
-                if places.start < places.stop:
-                    drafts[verification] = DraftBatch(
-                        own.entries[places] - start, own.attempts[places], own.previous[places]
-                    )
-            yield SampleBatch(
-                inputs=np.concatenate([self.inputs[start:stop], self.inputs[len(self) :][guided]]),
-                guided=self.guided[guided] - start,
-                images=self.images[start:stop],
-                tokens=self.tokens[start:stop],
-                grid_positions=self.grid_positions[start:stop],
-                flags=self.flags,
-                drafts=drafts,
-                logprobs=self.logprobs,
-                given=self.given[slice(*np.searchsorted(self.given, [start, stop]))] - start,
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,24 +291,7 @@ class BatchBuilder:
                 block_table=table.block_table,
                 block_size=table.block_size,
             ),
-            samples=self._widest_samples(len(positions)),
-        )
-
-    def _widest_samples(self, num_inputs: int) -> SampleBatch:
-        num_guided = min(MAX_SAMPLES, num_inputs // 2)
-        count = max(1, num_guided)
-        drafts = np.arange(min(count, self._table.max_images))
-        nothing = np.zeros(count, dtype=np.int64)
-        return SampleBatch(
-            inputs=np.arange(count + num_guided),
-            guided=np.arange(num_guided),
-            images=np.arange(count) % self._table.max_images,
-            tokens=nothing,
-            grid_positions=nothing,
-            flags=SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True),
-            drafts={RejectionSampling: DraftBatch(drafts, drafts + 1, nothing[: len(drafts)])},
-            logprobs=True,
-            given=nothing[:0],
+            samples=SampleBatch.widest(len(positions), table.max_images),
         )
 
     def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:
@@ -397,7 +305,7 @@ class BatchBuilder:
             self._table.orders[lanes[inputs], positions[inputs]] = limits[inputs]
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return to_device(array, self._device)
 
 
 def _join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -8,13 +8,15 @@ from typing import Protocol
 
 import torch
 
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
-from .batch import BatchBuilder, SampleBatch, StepBatch
+from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
 from .policy import DraftCount
 from .sampler import StepSampler
+from .samples import SampleBatch
 from .table import ImageState, StateTable
 from .timing import StepTimes
 
@@ -193,7 +195,7 @@ class ImageDecoder:
 
     def _logits(self, model: StepModel, hidden: torch.Tensor, samples: SampleBatch) -> torch.Tensor:
         """Logits of what is sampled from: float32 ``[inputs of the samples, num_codes]``."""
-        inputs = torch.from_numpy(samples.inputs).to(self._device, non_blocking=True)
+        inputs = to_device(samples.inputs, self._device)
         return self._vocabulary.select(model.logits(hidden[inputs])).float()
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:

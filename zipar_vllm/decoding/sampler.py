@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 
-from .batch import DraftBatch, SampleBatch
 from .policy import Drafts, Verification
+from .samples import DraftBatch, SampleBatch
 from .table import StateTable
 
 
@@ -98,7 +99,7 @@ class StepSampler:
         return self._verifications[kind]
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return to_device(array, self._device)
 
 
 def score(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

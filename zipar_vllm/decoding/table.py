@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingFlags
+from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
@@ -178,14 +179,15 @@ class StateTable:
 
     def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
         grid, length = image.job.grid, len(prompt)
-        self.tokens[image.index, :length] = torch.tensor(prompt, device=self._device)
-        picture = self.tokens[image.index, length : length + grid.num_positions]
-        rows = picture.view(grid.rows, grid.stride)
+        tokens = np.zeros(image.job.num_tokens, dtype=np.int64)
+        tokens[:length] = prompt
+        rows = tokens[length:].reshape(grid.rows, grid.stride)
         if self._vocabulary.row_terminator is not None:
             rows[:, grid.columns] = self._vocabulary.row_terminator
         if image.job.picture:
-            codes = torch.tensor(image.job.picture, device=self._device)
-            rows[:, : grid.columns] = self._vocabulary.ids(codes).view(grid.rows, grid.columns)
+            ids = self._vocabulary.ids(torch.tensor(image.job.picture))
+            rows[:, : grid.columns] = ids.view(grid.rows, grid.columns).numpy()
+        self.tokens[image.index, : len(tokens)] = to_device(tokens, self._device)
 
     def _set_lanes(
         self, image: ImageState, lanes: list[IntArray], orders: NDArray[np.int32] | None
@@ -197,21 +199,21 @@ class StateTable:
         """
         for number, (own, prompt) in enumerate(zip(lanes, image.job.lane_prompts, strict=True)):
             lane = image.lane(number)
-            self.orders[lane] = UNWRITTEN
-            self.orders[lane, :prompt] = 0
+            known = np.full(self.orders.shape[1], UNWRITTEN, dtype=np.int32)
+            known[:prompt] = 0
             if orders is not None:
-                picture = self.orders[lane, prompt : prompt + len(orders)]
-                picture.copy_(torch.from_numpy(orders))
-            blocks = torch.from_numpy(own)
-            self.block_table[lane, : len(blocks)] = blocks.to(self._device)
+                known[prompt : prompt + len(orders)] = orders
+            self.orders[lane] = to_device(known, self._device)
             # Blocks past the lane's end are gathered too, and masked: any valid one will do.
-            self.block_table[lane, len(blocks) :] = int(blocks[0])
+            blocks = np.full(self.block_table.shape[1], own[0])
+            blocks[: len(own)] = own
+            self.block_table[lane] = to_device(blocks, self._device)
 
     def _set_scores(self, image: ImageState) -> None:
         """A token that is not sampled, as a terminator, is certain."""
         scores = self.allocate_scores()
-        scores[image.index, :, 0] = 0
-        scores[image.index, :, 1] = 1
+        scores[image.index, :, 0].fill_(0)
+        scores[image.index, :, 1].fill_(1)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,20 @@
+"""Bring host arrays to a device without waiting for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+
+def to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """A host array as a tensor on a device.
+
+    CUDA copies behind the host's back from page-locked memory only, so the array is copied there
+    first; torch keeps that memory until the copy is done. On a CPU the memory is shared.
+    """
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
