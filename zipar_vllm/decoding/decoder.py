@@ -15,8 +15,8 @@ from zipar_vllm.models.base import Positions
 from .batch import BatchBuilder, StepBatch
 from .job import ImageJob
 from .policy import DraftCount
-from .sampler import StepSampler
 from .samples import SampleBatch
+from .select import select_sampler
 from .table import ImageState, StateTable
 from .timing import StepTimes
 
@@ -99,7 +99,7 @@ class ImageDecoder:
         self._device = device
         self._vocabulary = vocabulary
         self._batches = BatchBuilder(self.table, device)
-        self._sampler = StepSampler(self.table, vocabulary, device)
+        self._sampler = select_sampler(self.table, vocabulary, device)
 
     def add(
         self,

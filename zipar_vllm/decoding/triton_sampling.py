@@ -107,7 +107,7 @@ def sample(
         first_id,
         SCORED=scores is not None,
         BLOCK=block,
-        num_warps=max(4, block // 512),
+        num_warps=max(4, block // 256),
         enable_fp_fusion=False,  # torch rounds products before it adds to them
     )
 
@@ -176,7 +176,7 @@ def sample_tokens(
                 num_codes,
                 BLOCK,
             )
-            hashes = _hash_position(tl.load(seeds + entry), tl.load(positions + entry))
+            hashes = hash_position(tl.load(seeds + entry), tl.load(positions + entry))
             code = _draw(scaled, threshold, quota, hashes, num_codes, BLOCK)
         tl.store(tokens + place, code.to(tl.int64) + first_id)
         if SCORED:
@@ -199,11 +199,11 @@ def sample_tokens(
 def _guide(row, unconditional, is_guided, guidance, code, num_codes):
     """Some codes' logits after guidance; -inf behind the last."""
     inside = code < num_codes
-    logit = tl.load(row + code, mask=inside, other=float("-inf")).to(tl.float32)
+    logit = tl.load(row + code, mask=inside, other=0.0).to(tl.float32)
     if is_guided:
         other = tl.load(unconditional + code, mask=inside, other=0.0).to(tl.float32)
-        logit = tl.where(inside, other + guidance * (logit - other), float("-inf"))
-    return logit
+        logit = other + guidance * (logit - other)
+    return tl.where(inside, logit, float("-inf"))
 
 
 @triton.jit
@@ -429,7 +429,7 @@ def _lowbias32(x):
 
 
 @triton.jit
-def _hash_position(seed, position):
+def hash_position(seed, position):
     """64 well-mixed bits of (seed, position), uint64."""
     x = seed.to(tl.uint64) + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
