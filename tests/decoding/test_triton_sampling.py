@@ -104,7 +104,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("block")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     n=st.integers(1, 5),
     num_codes=st.integers(1, 40),
@@ -117,7 +117,7 @@ def test_any_mix(n: int, num_codes: int, seed: int, dtype: torch.dtype, spread: 
 
 
 @pytest.mark.usefixtures("block")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     num_codes=st.integers(2, 30),
     seed=st.integers(0, 2**32),
