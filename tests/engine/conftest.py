@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from tests.checkpoints import emu3, janus, llamagen, lumina
 from tests.tiny import make_tiny_model
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.engine.borrowed import ImageStats, get_stats
@@ -24,6 +25,18 @@ from zipar_vllm.models.registry import load_spec
 from zipar_vllm.prepare import PreparedImage
 
 GRIDS = {"64x64": (8, 8), "96x64": (6, 12), "32x128": (10, 4)}
+
+FAMILIES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
+    "janus": (janus.make_janus, {}),
+    "emu3": (emu3.make_emu3, {"max_model_len": 9216}),
+    "llamagen": (llamagen.make_llamagen, {"max_model_len": None}),  # what its configuration says
+    "llamagen-text": (
+        partial(llamagen.make_llamagen, side=32, features=llamagen.FEATURES),
+        {"max_model_len": None, "max_num_batched_tokens": 64},  # prompts come in chunks
+    ),
+    "lumina": (lumina.make_lumina, {"max_model_len": 4096}),
+}
+"""What saves a small checkpoint of a published family, and its engine's arguments."""
 
 
 @dataclass
@@ -179,6 +192,20 @@ def engines(tiny_models: dict[bool, Path]) -> Callable[[bool], Engine]:
     @cache
     def engine(terminated: bool) -> Engine:
         return start_engine(tiny_models[terminated])
+
+    return engine
+
+
+@pytest.fixture(scope="session")
+def family_engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
+    """A running engine of a family's small checkpoint, started when it is first asked for."""
+
+    @cache
+    def engine(name: str) -> Engine:
+        make, arguments = FAMILIES[name]
+        path = tmp_path_factory.mktemp(name) / "model"
+        make(path)
+        return start_engine(path, **arguments)
 
     return engine
 

@@ -1,44 +1,34 @@
-"""Print a tensor-parallel engine's tokens as JSON: ``sharded.py MODEL RANKS SEEDS``.
+"""Print the tokens of tensor-parallel engines as JSON: ``sharded.py JOBS RANKS``.
 
-Images of fixed windows look ahead, which must not change a token on any rank.
+``JOBS`` is a pickle of ``[(model, engine arguments, images)]``; an engine of each model is started
+after the other. vLLM's own executor starts each rank in a process of its own; all of them are
+forked off one that has everything imported.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import sys
-from dataclasses import replace
+from pathlib import Path
 
-from vllm import LLM
-
-from tests.engine.test_seeds import image_of
-from zipar_vllm.engine.arguments import engine_arguments
-from zipar_vllm.engine.request import make_request
-from zipar_vllm.models.registry import load_spec
-
-
-def main(path: str, ranks: int, seeds: list[int]) -> None:
-    terminated = load_spec(path).vocabulary.is_terminated
-    llm = LLM(
-        **engine_arguments(
-            path,
-            tensor_parallel_size=ranks,
-            dtype="float32",
-            max_model_len=1024,
-            max_num_seqs=16,
-            kv_cache_memory_bytes=64 << 20,
-            enforce_eager=True,
-        )
-    )
-    images = [image_of(terminated, seed) for seed in seeds]
-    for index, image in enumerate(images):
-        if image.params.policy == "fixed_window":
-            images[index] = replace(image, params=replace(image.params, drafts=5))
-    requests = [make_request(image) for image in images]
-    prompts, sampling = map(list, zip(*requests, strict=True))
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
-
+from server.cli.preloading import preload_engine
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]))
+    context = preload_engine()  # imports while this process does
+    from vllm import LLM
+    from vllm.v1.executor import multiproc_executor
+
+    from zipar_vllm.engine.arguments import engine_arguments
+    from zipar_vllm.engine.request import make_request
+
+    multiproc_executor.get_mp_context = lambda: context
+    tokens = []
+    for model, arguments, images in pickle.loads(Path(sys.argv[1]).read_bytes()):
+        ranks = {"tensor_parallel_size": int(sys.argv[2])}
+        llm = LLM(**engine_arguments(model, **arguments, **ranks))
+        prompts, sampling = map(list, zip(*map(make_request, images), strict=True))
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        tokens.append([list(output.outputs[0].token_ids) for output in outputs])
+        llm.llm_engine.engine_core.shutdown()
+    print(json.dumps(tokens))

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cases import assert_diverse, expected
-from tests.checkpoints.emu3 import generate, load_oracle, make_emu3
+from tests.checkpoints.emu3 import generate, load_oracle
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, assert_scores_are_raster_orders, start_engine
-from .test_seeds import assert_same_on_two_ranks, needs_two_cores
+from .conftest import Engine, assert_scores_are_raster_orders
 
 pytestmark = pytest.mark.engine
 
 
-# For the session: an engine that goes takes the process groups of all others with it.
 @pytest.fixture(scope="session")
-def emu3_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("emu3")
-    make_emu3(path)
-    return start_engine(path)
+def emu3_engine(family_engines: Callable[[str], Engine]) -> Engine:
+    return family_engines("emu3")
 
 
 def image_of(path: Path, **options: Any) -> PreparedImage:
@@ -61,11 +58,6 @@ def test_sizes_and_windows_in_a_batch(emu3_engine: Engine) -> None:
         tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
         assert_diverse(tokens)
         assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
-
-
-@needs_two_cores
-def test_tensor_parallel_ranks_draw_the_same(emu3_engine: Engine) -> None:
-    assert_same_on_two_ranks(emu3_engine)
 
 
 def test_a_finished_picture_is_scored(emu3_engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,19 @@ import pytest
 import torch
 
 from tests.cases import assert_diverse, expected
-from tests.checkpoints.janus import VOCABULARY, JanusAsCausalModel, load_oracle, make_janus
+from tests.checkpoints.janus import VOCABULARY, JanusAsCausalModel, load_oracle
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, assert_scores_are_raster_orders, start_engine
-from .test_seeds import assert_same_on_two_ranks, needs_two_cores
+from .conftest import Engine, assert_scores_are_raster_orders
 
 pytestmark = pytest.mark.engine
 
 
-# For the session: an engine that goes takes the process groups of all others with it.
 @pytest.fixture(scope="session")
-def janus_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("janus")
-    make_janus(path)
-    return start_engine(path)
+def janus_engine(family_engines: Callable[[str], Engine]) -> Engine:
+    return family_engines("janus")
 
 
 def image_of(path: Path, prompt: str = "a red apple", **options: Any) -> PreparedImage:
@@ -73,11 +70,6 @@ def test_windows_in_a_batch(janus_engine: Engine) -> None:
         assert engine.outputs[name].tokens == tokens, name
         assert engine.outputs[name].steps == passes
         assert len(engine.logprobs[name]) == 64
-
-
-@needs_two_cores
-def test_tensor_parallel_ranks_draw_the_same(janus_engine: Engine) -> None:
-    assert_same_on_two_ranks(janus_engine)
 
 
 def test_a_finished_picture_is_scored(janus_engine: Engine) -> None:

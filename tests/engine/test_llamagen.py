@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cases import assert_diverse, expected
-from tests.checkpoints.llamagen import Transformer, load_oracles, make_llamagen
+from tests.checkpoints.llamagen import Transformer, load_oracles
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
 
-# For the session: an engine that goes takes the process groups of all others with it.
 @pytest.fixture(scope="session")
-def llamagen_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("llamagen") / "model"
-    make_llamagen(path)
-    return start_engine(path, max_model_len=None)  # what its configuration says is enough
+def llamagen_engine(family_engines: Callable[[str], Engine]) -> Engine:
+    return family_engines("llamagen")
 
 
 @pytest.fixture(scope="session")

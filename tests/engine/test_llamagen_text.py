@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,20 @@ from tests.checkpoints.llamagen import (
     Transformer,
     encode_padded,
     load_oracles,
-    make_llamagen,
 )
 from zipar_vllm.models.base import ImageModel, Prompts
 from zipar_vllm.models.registry import load_image_model, load_spec
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
 
-# For the session: an engine that goes takes the process groups of all others with it.
 @pytest.fixture(scope="session")
-def text_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("llamagen-text") / "model"
-    make_llamagen(path, side=32, features=FEATURES)
-    return start_engine(
-        path, max_model_len=None, max_num_batched_tokens=64
-    )  # prompts come in chunks
+def text_engine(family_engines: Callable[[str], Engine]) -> Engine:
+    return family_engines("llamagen-text")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,20 @@ import pytest
 import torch
 
 from tests.cases import assert_diverse, expected
-from tests.checkpoints.lumina import LuminaAsCausalModel, generate, make_lumina
+from tests.checkpoints.lumina import LuminaAsCausalModel, generate
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, start_engine
+from .conftest import Engine
 
 pytestmark = pytest.mark.engine
 
 
-# For the session: an engine that goes takes the process groups of all others with it.
 @pytest.fixture(scope="session")
-def lumina_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp("lumina")
-    make_lumina(path)
-    return start_engine(path, max_model_len=4096)
+def lumina_engine(family_engines: Callable[[str], Engine]) -> Engine:
+    return family_engines("lumina")
 
 
 def image_of(path: Path, **options: Any) -> PreparedImage:
