@@ -60,6 +60,16 @@ def test_sizes_and_windows_in_a_batch(emu3_engine: Engine) -> None:
         assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
 
 
+def test_published_sizes_take_the_published_steps(emu3_engine: Engine) -> None:
+    engine = emu3_engine
+    published = {"720x720": (90 * 91, 713), "960x544": (68 * 121, 589)}
+    for size in published:
+        engine.add(size, image_of(engine.path, size=size, window=7, guidance_scale=1.0))
+    engine.run()
+    done = {size: engine.outputs[size] for size in published}
+    assert {size: (len(one.tokens), one.steps) for size, one in done.items()} == published
+
+
 def test_a_finished_picture_is_scored(emu3_engine: Engine) -> None:
     engine = emu3_engine
     image = image_of(engine.path, size="96x48", window=12, guidance_scale=1.0, temperature=1.0)

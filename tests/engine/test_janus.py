@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from tests.cases import assert_diverse, expected
 from tests.checkpoints.janus import VOCABULARY, JanusAsCausalModel, load_oracle
+from zipar_vllm.core.grid import Grid
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
@@ -70,6 +72,12 @@ def test_windows_in_a_batch(janus_engine: Engine) -> None:
         assert engine.outputs[name].tokens == tokens, name
         assert engine.outputs[name].steps == passes
         assert len(engine.logprobs[name]) == 64
+
+
+def test_the_published_size_takes_116_steps(janus_engine: Engine) -> None:
+    image = image_of(janus_engine.path, window=4)
+    got = janus_engine.generate(replace(image, grid=Grid(24, 24)))
+    assert (len(got.tokens), got.steps) == (576, 116)
 
 
 def test_a_finished_picture_is_scored(janus_engine: Engine) -> None:

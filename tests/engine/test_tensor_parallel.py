@@ -78,6 +78,7 @@ def on_two_ranks(
         # vLLM's own choice needs a memory node for each rank.
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cores)),
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "TORCHDYNAMO_DISABLE": "1",  # compiling takes each rank seconds
     }
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.sharded", str(file), str(len(cores))],
