@@ -28,7 +28,16 @@ class InvalidOptionError(ValueError):
 
 
 class UnusableModelError(ValueError):
-    """A checkpoint is no image model, or is not complete: names it and says what is wrong."""
+    """A checkpoint is no image model, or is not complete: names it and says what is wrong.
+
+    Args:
+        message: The checkpoint and what is wrong with it.
+        remedy: What to do about it, where that is known.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class EngineUnavailableError(RuntimeError):

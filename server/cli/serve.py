@@ -10,7 +10,6 @@ from typing import Any
 
 from server import lifecycle, vllm_server
 from server.options import ServerOptions, flag_of, take_flags, usage_of
-from zipar_vllm.errors import UnusableModelError
 from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.version import check_vllm_version
 
@@ -69,12 +68,12 @@ def complete(options: argparse.Namespace) -> str | None:
         prompt_arguments,
         required_arguments,
     )
-    from zipar_vllm.models.registry import check_image_model
+    from zipar_vllm.models.registry import find_problems
 
-    try:
-        check_image_model(options.model_tag, options.revision)
-    except UnusableModelError as error:
-        return str(error)
+    problems = find_problems(options.model_tag, options.revision)
+    if problems:
+        more = len(problems) - 1
+        return f"{problems[0]}" + (f"; {more} more by zipar check" if more else "")
     classes = model_classes(options.model_tag, options.revision)
     options.model_class_overrides = {**classes, **options.model_class_overrides}
     for name, value in prompt_arguments(options.model_tag, options.revision).items():

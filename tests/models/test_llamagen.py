@@ -153,7 +153,8 @@ def test_pixels_are_the_published_architectures(path: Path) -> None:
         ),
         (
             change_config("config.json", num_codes=9, vocab_size=1010),
-            "{path}: tensor model.embed_tokens.weight has shape [17385, 64], needed is [1010, 64]",
+            "{path}: tensor model.embed_tokens.weight has shape [17385, 64], needed is [1010, 64] "
+            "(and 1 more)",
         ),
         (
             change_config("config.json", grid_side="wide"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
+COMPARE = "compare it with the published checkpoint's, or download it again"
+DOWNLOAD_AGAIN = "download it again"
+SAME_SOURCE = "take both from the same checkpoint"
+
 
 class Checkpoint:
     """Finds a model's files as vLLM does: in a folder of that name, else on the Hugging Face hub.
@@ -31,21 +36,42 @@ class Checkpoint:
         model: A folder, or a hub id.
         revision: Of the hub id; None is its main branch.
         folder: Where in the model the files are; empty if not in a folder of theirs.
+
+    Attributes:
+        findings: What is wrong, of a checkpoint that is checked only; None of one to be loaded.
     """
 
     def __init__(self, model: str | Path, revision: str | None = None, folder: str = "") -> None:
         self.model = str(model)
         self.revision = revision
         self.folder = folder
+        self.findings: list[UnusableModelError] | None = None
 
     def part(self, folder: str) -> Checkpoint:
         """A folder of the checkpoint that has a configuration and weights of its own."""
-        return Checkpoint(self.model, self.revision, folder)
+        part = Checkpoint(self.model, self.revision, folder)
+        part.findings = self.findings
+        return part
 
-    def error(self, problem: str) -> UnusableModelError:
-        """The error that names this model and what is wrong with it."""
+    def error(self, problem: str, remedy: str = COMPARE) -> UnusableModelError:
+        """The error that names this model, what is wrong with it and what to do."""
         where = f"{self.model}/{self.folder}" if self.folder else self.model
-        return UnusableModelError(f"{where}: {problem}")
+        return UnusableModelError(f"{where}: {problem}", remedy)
+
+    @contextmanager
+    def finding(self) -> Iterator[None]:
+        """Go on after what is wrong within, where the checkpoint is checked only.
+
+        Raises:
+            UnusableModelError: something is wrong, and the checkpoint is to be loaded.
+        """
+        try:
+            yield
+        except UnusableModelError as error:
+            if self.findings is None:
+                raise
+            if str(error) not in map(str, self.findings):
+                self.findings.append(error)
 
     def file(self, name: str) -> Path:
         """The local path of a file, downloaded where it has to be.
@@ -56,8 +82,11 @@ class Checkpoint:
         path = self.find(name)
         if path is None:
             if Path(self.model).exists():
-                raise self.error(f"{name} is missing in the folder")
-            raise self.error(f"no such folder, and no {name} on the hub or in its local cache")
+                raise self.error(f"{name} is missing in the folder", "copy or download it there")
+            raise self.error(
+                f"no such folder, and no {name} on the hub or in its local cache",
+                "look at the name, and whether the hub can be reached (HF_HUB_OFFLINE)",
+            )
         return path
 
     def find(self, name: str) -> Path | None:
@@ -81,7 +110,7 @@ class Checkpoint:
         try:
             contents: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
-            raise self.error(f"{name} is not JSON ({error})") from None
+            raise self.error(f"{name} is not JSON ({error})", DOWNLOAD_AGAIN) from None
         return contents
 
     @cached_property
@@ -100,6 +129,20 @@ class Checkpoint:
             return kind.from_dict(contents)
         except (StrictDataclassError, AttributeError, TypeError, ValueError) as error:
             raise self.error(f"{CONFIG}: {' '.join(str(error).split())}") from None
+
+    def build(self, kind: Any, config: Any) -> Any:
+        """A model of transformers' on the meta device.
+
+        Raises:
+            UnusableModelError: the configuration's values do not go together.
+        """
+        try:
+            with torch.device("meta"):
+                return kind(config)
+        except Exception as error:  # there is no telling what a constructor raises
+            raise self.error(
+                f"{CONFIG} describes no {kind.__name__} ({' '.join(str(error).split())})"
+            ) from None
 
     @property
     def architecture(self) -> str:
@@ -122,14 +165,21 @@ class Checkpoint:
             self._require(tensors)
 
     def _require(self, tensors: Mapping[str, torch.Size]) -> None:
-        for name, expected in tensors.items():
-            if name not in self._tensors:
-                raise self.error(f"tensor {name} is missing in its weights")
-            found = self._tensors[name][1]
-            if found != expected:
+        found = self._tensors
+        absent = [name for name in tensors if name not in found]
+        if absent:
+            with self.finding():
                 raise self.error(
-                    f"tensor {name} has shape {list(found)}, needed is {list(expected)}"
+                    f"tensor {absent[0]} is missing in its weights{_and_others(absent)}",
+                    "download the weights again; if they are whole, config.json is another model's",
                 )
+        wrong = [name for name in tensors if name in found and found[name][1] != tensors[name]]
+        if wrong:
+            got, needed = list(found[wrong[0]][1]), list(tensors[wrong[0]])
+            raise self.error(
+                f"tensor {wrong[0]} has shape {got}, needed is {needed}{_and_others(wrong)}",
+                f"{CONFIG} and the weights differ: {SAME_SOURCE}",
+            )
 
     def load(self, module: nn.Module, prefix: str, device: torch.device) -> None:
         """Give a module its weights, in float32, and make it one for inference.
@@ -167,13 +217,30 @@ class Checkpoint:
         """File and shape of every tensor, as the files' headers tell."""
         index = self.find(WEIGHTS_INDEX)
         names = {WEIGHTS} if index is None else set(self.json(WEIGHTS_INDEX)["weight_map"].values())
-        tensors = {}
+        tensors: dict[str, tuple[Path, torch.Size]] = {}
+        unread: list[UnusableModelError] = []
         for name in sorted(names):
-            file = self.file(name)
-            try:
-                with safe_open(file, framework="pt") as shard:
-                    for tensor in shard.keys():  # noqa: SIM118 (not a mapping)
-                        tensors[tensor] = file, torch.Size(shard.get_slice(tensor).get_shape())
-            except SafetensorError as error:
-                raise self.error(f"{name} is damaged ({error})") from None
+            with self.finding():
+                try:
+                    tensors |= self._header(name)
+                except UnusableModelError as error:
+                    unread.append(error)
+                    raise
+        if unread:  # which tensors are missing there, nobody wants to know
+            raise unread[0]
         return tensors
+
+    def _header(self, name: str) -> dict[str, tuple[Path, torch.Size]]:
+        file = self.file(name)
+        try:
+            with safe_open(file, framework="pt") as shard:
+                return {
+                    tensor: (file, torch.Size(shard.get_slice(tensor).get_shape()))
+                    for tensor in shard.keys()  # noqa: SIM118 (not a mapping)
+                }
+        except SafetensorError as error:
+            raise self.error(f"{name} is damaged ({error})", DOWNLOAD_AGAIN) from None
+
+
+def _and_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -27,7 +27,10 @@ def read(checkpoint: Checkpoint) -> dict[str, Any]:
         UnusableModelError: there is no such file, or it is of another family.
     """
     if checkpoint.find(SPEC_FILE) is None:
-        raise checkpoint.error(f"it is no image model: it has no {SPEC_FILE}")
+        raise checkpoint.error(
+            f"it is no image model: it has no {SPEC_FILE}",
+            "a Llama that draws no pictures is served by vLLM itself",
+        )
     contents = checkpoint.json(SPEC_FILE)
     family = contents.get("family")
     if family != FAMILY:
@@ -43,7 +46,8 @@ class DemoModel:
         self.spec = self.read_spec(checkpoint)
         self._prefix: list[int] = contents["prompt_prefix_ids"]
         self._suffix: list[int] = contents["prompt_suffix_ids"]
-        self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
+        with checkpoint.finding():
+            self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
         files = [checkpoint.file(f"vq/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)]
         self._autoencoder = FSQAutoencoder.from_pretrained(files[0].parent).to(device)
         self._device = device

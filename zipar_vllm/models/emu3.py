@@ -17,7 +17,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
 from .base import ImageModelSpec, Prompts, to_bytes
-from .checkpoint import Checkpoint
+from .checkpoint import SAME_SOURCE, Checkpoint
 from .sizes import AnySizes
 
 BEGIN, BEGIN_OF_IMAGE, IMAGE = "<|extra_203|>", "<|image start|>", "<|image token|>"
@@ -49,16 +49,17 @@ class Emu3Model:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         config = checkpoint.parse_config(Emu3Config)
         self.spec = self.read_spec(checkpoint)
-        self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
-        for token in (BEGIN, BEGIN_OF_IMAGE, IMAGE):
-            if self._tokenizer.token_to_id(token) != config.vocabulary_map.get(token):
-                raise checkpoint.error(
-                    f"tokenizer.json and config.json differ in the id of {token}"
-                )
-        with torch.device("meta"):
-            whole = Emu3ForConditionalGeneration(config)
+        with checkpoint.finding():
+            self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
+            for token in (BEGIN, BEGIN_OF_IMAGE, IMAGE):
+                if self._tokenizer.token_to_id(token) != config.vocabulary_map.get(token):
+                    raise checkpoint.error(
+                        f"tokenizer.json and config.json differ in the id of {token}", SAME_SOURCE
+                    )
+        whole = checkpoint.build(Emu3ForConditionalGeneration, config)
         shapes = {_on_disk(name): tensor.shape for name, tensor in whole.state_dict().items()}
-        checkpoint.check({n: shape for n, shape in shapes.items() if not n.startswith(PIXELS)})
+        with checkpoint.finding():
+            checkpoint.check({n: shape for n, shape in shapes.items() if not n.startswith(PIXELS)})
         self._decoder = whole.model.vqmodel
         del self._decoder.encoder, self._decoder.quant_conv
         checkpoint.load(self._decoder, PIXELS, device)

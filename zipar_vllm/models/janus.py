@@ -16,7 +16,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
 from .base import ImageModelSpec, Prompts, to_bytes
-from .checkpoint import Checkpoint
+from .checkpoint import SAME_SOURCE, Checkpoint
 from .sizes import FixedSizes
 
 TEMPLATE = "<|User|>: {text}\n\n<|Assistant|>:<begin_of_image>"
@@ -34,20 +34,21 @@ class JanusModel:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         config = checkpoint.parse_config(JanusConfig)
         self.spec = self.read_spec(checkpoint)
-        self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
-        self._begin, self._pad, self._begin_of_image = (
-            self._special_id(checkpoint, token, config.text_config.vocab_size)
-            for token in (BEGIN, PAD, BEGIN_OF_IMAGE)
-        )
-        with torch.device("meta"):
-            whole = JanusForConditionalGeneration(config)
-        checkpoint.check(
-            {
-                name: tensor.shape
-                for name, tensor in whole.state_dict().items()
-                if not name.startswith(NOT_NEEDED)
-            }
-        )
+        with checkpoint.finding():
+            self._tokenizer = Tokenizer.from_file(str(checkpoint.file("tokenizer.json")))
+            self._begin, self._pad, self._begin_of_image = (
+                self._special_id(checkpoint, token, config.text_config.vocab_size)
+                for token in (BEGIN, PAD, BEGIN_OF_IMAGE)
+            )
+        whole = checkpoint.build(JanusForConditionalGeneration, config)
+        with checkpoint.finding():
+            checkpoint.check(
+                {
+                    name: tensor.shape
+                    for name, tensor in whole.state_dict().items()
+                    if not name.startswith(NOT_NEEDED)
+                }
+            )
         self._decoder = whole.model.vqmodel
         del self._decoder.encoder, self._decoder.quant_conv
         checkpoint.load(self._decoder, "model.vqmodel.", device)
@@ -108,6 +109,7 @@ class JanusModel:
             raise checkpoint.error(f"tokenizer.json has no token {token}")
         if found >= vocabulary:
             raise checkpoint.error(
-                f"tokenizer.json gives {token} the id {found}, the model has {vocabulary}"
+                f"tokenizer.json gives {token} the id {found}, the model has {vocabulary}",
+                f"tokenizer.json and config.json: {SAME_SOURCE}",
             )
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from transformers import JanusVQVAE, JanusVQVAEConfig, LlamaConfig, LlamaModel
@@ -24,6 +25,7 @@ from .sizes import FixedSizes
 
 PIXELS = "vq"
 """Folder of the pixel decoder."""
+CONVERT_AGAIN = "write the folder anew, by zipar convert"
 FIELDS = ("num_codes", "num_classes", "grid_side", "condition_length")
 """What its ``config.json`` says beside a Llama's."""
 
@@ -32,23 +34,24 @@ class LlamaGenPictures:
     """The transformer's tensors, checked, and pixels by the checkpoint's own VQ decoder."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        config = checkpoint.parse_config(LlamaConfig)
+        config = read_config(checkpoint)
+        # Behind the classes there is the one that stands for none.
+        tokens = config.num_codes + (config.num_classes and config.num_classes + 1)
+        with checkpoint.finding():
+            if config.vocab_size != tokens:
+                raise checkpoint.error(
+                    f"{CONFIG}: vocab_size is {config.vocab_size}, codes and classes are {tokens}",
+                    CONVERT_AGAIN,
+                )
+            body = checkpoint.build(LlamaModel, config)
+            shapes = {f"model.{name}": tensor.shape for name, tensor in body.state_dict().items()}
+            head = torch.Size([config.num_codes, config.hidden_size])
+            checkpoint.check({**shapes, "lm_head.weight": head})
         pixels = checkpoint.part(PIXELS)
         vq_config = pixels.parse_config(JanusVQVAEConfig)
         # Its decoder takes squares alone, of the side that it was built for.
         vq_config.num_patches = config.grid_side
-        # Behind the classes there is the one that stands for none.
-        tokens = config.num_codes + (config.num_classes and config.num_classes + 1)
-        if config.vocab_size != tokens:
-            raise checkpoint.error(
-                f"{CONFIG}: vocab_size is {config.vocab_size}, codes and classes are {tokens}"
-            )
-        with torch.device("meta"):
-            body = LlamaModel(config)
-            self._decoder = JanusVQVAE(vq_config)
-        shapes = {f"model.{name}": tensor.shape for name, tensor in body.state_dict().items()}
-        head = torch.Size([config.num_codes, config.hidden_size])
-        checkpoint.check({**shapes, "lm_head.weight": head})
+        self._decoder = pixels.build(JanusVQVAE, vq_config)
         del self._decoder.encoder, self._decoder.quant_conv
         pixels.load(self._decoder, "", device)
         self._device = device
@@ -63,8 +66,8 @@ class LlamaGenModel(LlamaGenPictures):
     """A class is a prompt of one token."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.spec = self.read_spec(checkpoint)
         super().__init__(checkpoint, device)
+        self.spec = self.read_spec(checkpoint)
         self._classes = _class_names(checkpoint)
         self._first_class = self.spec.vocabulary.num_codes
 
@@ -76,10 +79,7 @@ class LlamaGenModel(LlamaGenPictures):
         of 16 x 16 tokens, for which nobody has published one, it is two thirds of a row, as it is
         of 24 x 24.
         """
-        config = checkpoint.parse_config(LlamaConfig)
-        for name in FIELDS:
-            if not isinstance(getattr(config, name, None), int):
-                raise checkpoint.error(f"{CONFIG}: {name} is missing, or no whole number")
+        config = read_config(checkpoint)
         pixels = checkpoint.part(PIXELS).parse_config(JanusVQVAEConfig)
         side = config.grid_side
         width = side * 2 ** (len(pixels.channel_multiplier) - 1)
@@ -110,6 +110,17 @@ class LlamaGenModel(LlamaGenPictures):
         none = len(self._classes)
         steered = none if negative is None else self._classes.find("negative_prompt", negative)
         return Prompts(conditional, [self._first_class + steered])
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """Its ``config.json``, once all of :data:`FIELDS` are known to be there."""
+    config = checkpoint.parse_config(LlamaConfig)
+    for name in FIELDS:
+        if not isinstance(getattr(config, name, None), int):
+            raise checkpoint.error(
+                f"{CONFIG}: {name} is missing, or no whole number", CONVERT_AGAIN
+            )
+    return config
 
 
 def _class_names(checkpoint: Checkpoint) -> ClassNames:

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import LlamaConfig, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from zipar_vllm.core.grid import Grid
 
 from .base import ImageModelSpec, Prompts
 from .checkpoint import CONFIG, Checkpoint
-from .llamagen import LlamaGenModel, LlamaGenPictures
+from .llamagen import CONVERT_AGAIN, LlamaGenModel, LlamaGenPictures, read_config
 
 CAPTIONS = "caption"
 """Folder of what makes embeddings of a text encoder's features."""
@@ -49,30 +49,33 @@ class LlamaGenTextModel(LlamaGenPictures):
     """A prompt is the embeddings of a caption, by a T5 that runs here."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.spec = self.read_spec(checkpoint)
-        super().__init__(checkpoint, device)
+        with checkpoint.finding():
+            super().__init__(checkpoint, device)
+            self.spec = self.read_spec(checkpoint)
         name = checkpoint.config.get("caption_encoder")
         if not isinstance(name, str):
-            raise checkpoint.error(f"{CONFIG}: caption_encoder is missing, or no text")
+            raise checkpoint.error(
+                f"{CONFIG}: caption_encoder is missing, or no text", CONVERT_AGAIN
+            )
         encoder = Checkpoint(name)
         t5 = encoder.parse_config(T5Config)
-        length, width = (
-            self.spec.max_prompt_tokens,
-            checkpoint.parse_config(LlamaConfig).hidden_size,
-        )
-        self._tokenizer = Tokenizer.from_file(str(encoder.file("tokenizer.json")))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(length)
+        config = read_config(checkpoint)
+        length, width = config.condition_length, config.hidden_size
+        with checkpoint.finding():
+            self._tokenizer = Tokenizer.from_file(str(encoder.file("tokenizer.json")))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(length)
+        self._t5 = encoder.build(T5EncoderModel, t5)
         with torch.device("meta"):
-            self._t5 = T5EncoderModel(t5)
             self._embedder = CaptionEmbedder(t5.d_model, width, length)
         self._t5.encoder.embed_tokens = self._t5.shared
-        for prefix, module in (
-            ("shared.", self._t5.shared),
-            ("encoder.block.", self._t5.encoder.block),
-            ("encoder.final_layer_norm.", self._t5.encoder.final_layer_norm),
-        ):
-            encoder.load(module, prefix, device)
+        with checkpoint.finding():
+            for prefix, module in (
+                ("shared.", self._t5.shared),
+                ("encoder.block.", self._t5.encoder.block),
+                ("encoder.final_layer_norm.", self._t5.encoder.final_layer_norm),
+            ):
+                encoder.load(module, prefix, device)
         self._t5.eval()
         checkpoint.part(CAPTIONS).load(self._embedder, "", device)
 

@@ -25,7 +25,7 @@ from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
 from .base import ImageModelSpec, Prompts, to_bytes
-from .checkpoint import Checkpoint
+from .checkpoint import SAME_SOURCE, Checkpoint
 from .sizes import FixedSizes
 from .vqgan import VQGANDecoder, load_vqgan
 
@@ -93,17 +93,21 @@ class LuminaModel:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         config = checkpoint.parse_config(ChameleonConfig)
         self.spec = self.read_spec(checkpoint)
-        self._tokenizer = Tokenizer.from_file(str(_tokenizer_file(checkpoint)))
-        sizes = _sizes(checkpoint, _factor(config))
-        sides = {side for grid in sizes.every.listed.values() for side in _sides(grid)}
-        names = (BEGIN, END_OF_TURN, BEGIN_OF_IMAGE, *map(_side_token, sorted(sides)))
-        self._ids = {name: config.vocabulary_map.get(name) for name in names}
-        for name, token_id in self._ids.items():
-            if token_id is None or self._tokenizer.token_to_id(name) != token_id:
-                raise checkpoint.error(f"tokenizer.json and config.json differ in the id of {name}")
-        checkpoint.check(_tensors(config))
-        self._decoder = _load_decoder(checkpoint, self.spec.vocabulary, _factor(config), device)
-        self._factor, self._device = self._decoder.factor, device
+        self._factor, self._device = _factor(config), device
+        with checkpoint.finding():
+            self._tokenizer = Tokenizer.from_file(str(_tokenizer_file(checkpoint)))
+            sizes = _sizes(checkpoint, self._factor)
+            sides = {side for grid in sizes.every.listed.values() for side in _sides(grid)}
+            names = (BEGIN, END_OF_TURN, BEGIN_OF_IMAGE, *map(_side_token, sorted(sides)))
+            self._ids = {name: config.vocabulary_map.get(name) for name in names}
+            for name, token_id in self._ids.items():
+                if token_id is None or self._tokenizer.token_to_id(name) != token_id:
+                    raise checkpoint.error(
+                        f"tokenizer.json and config.json differ in the id of {name}", SAME_SOURCE
+                    )
+        with checkpoint.finding():
+            checkpoint.check(_tensors(checkpoint, config))
+        self._decoder = _load_decoder(checkpoint, self.spec.vocabulary, self._factor, device)
 
     @staticmethod
     def read_spec(checkpoint: Checkpoint) -> ImageModelSpec:
@@ -113,7 +117,10 @@ class LuminaModel:
         """
         config = checkpoint.parse_config(ChameleonConfig)
         if config.swin_norm:
-            raise checkpoint.error("config.json: swin_norm is true, which the 34B model has alone")
+            raise checkpoint.error(
+                "config.json: swin_norm is true, which the 34B model has alone",
+                "take the 7B model of the same size",
+            )
         ids = config.vocabulary_map or {}
         try:
             image = image_ids(ids)
@@ -220,7 +227,8 @@ def _sizes(checkpoint: Checkpoint, factor: int) -> CropSizes:
     if not target:
         raise checkpoint.error(
             "neither its name (such as Lumina-mGPT-7B-768) nor target_size in config.json tells "
-            "for which size it was trained: 512, 768 or 1024"
+            "for which size it was trained: 512, 768 or 1024",
+            'name the folder so, or put "target_size" into config.json',
         )
     step = PATCH * factor
     patches = (target // step) ** 2
@@ -245,7 +253,9 @@ def _tokenizer_file(checkpoint: Checkpoint) -> Path:
     name = "tokenizer.json"
     path = checkpoint.find(name) or Checkpoint(TOKENIZER).find(name)
     if path is None:
-        raise checkpoint.error(f"{name} is missing; take that of {TOKENIZER}, which fits all sizes")
+        raise checkpoint.error(
+            f"{name} is missing; take that of {TOKENIZER}, which fits all sizes", "copy it there"
+        )
     return path
 
 
@@ -260,7 +270,8 @@ def _load_decoder(
     else:
         raise checkpoint.error(
             f"{' or '.join(PIXELS)} is missing; take both from Meta's Chameleon or from "
-            f"{CHAMELEON} on the hub"
+            f"{CHAMELEON} on the hub",
+            "copy them there",
         )
     try:
         decoder = load_vqgan(options, weights, device)
@@ -271,14 +282,15 @@ def _load_decoder(
         ("pixels per token", decoder.factor, factor),
     ):
         if found != needed:
-            raise checkpoint.error(f"{options.name} has {found} {name}, config.json {needed}")
+            raise checkpoint.error(
+                f"{options.name} has {found} {name}, config.json {needed}", SAME_SOURCE
+            )
     return decoder
 
 
-def _tensors(config: Any) -> dict[str, torch.Size]:
+def _tensors(checkpoint: Checkpoint, config: Any) -> dict[str, torch.Size]:
     """Shapes of the transformer's tensors; its norms are stored once for all heads of a shard."""
-    with torch.device("meta"):
-        whole = ChameleonForConditionalGeneration(config)
+    whole = checkpoint.build(ChameleonForConditionalGeneration, config)
     return {
         name: torch.Size([config.model_parallel_size, tensor.shape[-1]])
         if name.endswith(NORMS)

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 
+from zipar_vllm.errors import UnusableModelError
+
 from .base import ImageModel, ImageModelFamily, ImageModelSpec
 from .checkpoint import Checkpoint
 
@@ -73,9 +75,22 @@ def check_image_model(model: str | Path, revision: str | None = None) -> None:
     """See whether :func:`load_image_model` can load a model; reads no weights but their headers.
 
     Raises:
-        UnusableModelError: says what is wrong.
+        UnusableModelError: says what is wrong first.
     """
-    load_image_model(model, revision, "meta")
+    for problem in find_problems(model, revision):
+        raise problem
+
+
+def find_problems(model: str | Path, revision: str | None = None) -> list[UnusableModelError]:
+    """All that keeps :func:`load_image_model` from loading a model; reads no weights.
+
+    What cannot be looked at before something else is there is left out.
+    """
+    checkpoint = Checkpoint(model, revision)
+    checkpoint.findings = []
+    with checkpoint.finding():
+        _family(checkpoint)(checkpoint, torch.device("meta"))
+    return checkpoint.findings
 
 
 def convert(model: str | Path, target: Path, revision: str | None = None) -> None:
@@ -95,7 +110,8 @@ def convert(model: str | Path, target: Path, revision: str | None = None) -> Non
     if converter is None:
         known = ", ".join(CONVERTERS)
         raise checkpoint.error(
-            f"its architecture {checkpoint.architecture} has no converter; known are {known}"
+            f"its architecture {checkpoint.architecture} has no converter; known are {known}",
+            "serve it as it is, if zipar check finds nothing",
         )
     target.mkdir(parents=True)
     _load(converter)(checkpoint, target)
@@ -111,10 +127,10 @@ def _family(checkpoint: Checkpoint) -> ImageModelFamily:
     family = _find(name)
     if family is None:
         known = ", ".join(architectures())
-        hint = (
-            ": convert it first, by zipar convert" if name in CONVERTERS else f", known are {known}"
-        )
-        raise checkpoint.error(f"its architecture {name} cannot be served{hint}")
+        hint, remedy = f", known are {known}", "take another checkpoint, or add its family"
+        if name in CONVERTERS:
+            hint, remedy = ": convert it first, by zipar convert", "zipar convert"
+        raise checkpoint.error(f"its architecture {name} cannot be served{hint}", remedy)
     return family
 
 

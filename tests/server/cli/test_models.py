@@ -50,7 +50,7 @@ def test_what_is_no_model_is_told_of_in_a_line(
         command([str(tmp_path)])  # type: ignore[operator]
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"error: {tmp_path}: config.json is missing in the folder")
+    assert f"error: {tmp_path}: config.json is missing in the folder" in line
 
 
 def test_what_has_no_converter_is_told_of_in_a_line(
