@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .conftest import Server, start_server
 
 pytestmark = pytest.mark.live
 
+TEXT_ENCODER = "somebody/t5"
 OPTIONS = [
     *("--dtype", "float32"),
     *("--kv-cache-memory-bytes", str(32 << 20)),
@@ -55,6 +57,17 @@ def draw_llamagen(path: Path, prompts: Prompts) -> torch.Tensor:
     transformer, decoder = llamagen.load_oracles(path)
     (label,) = prompts.conditional
     codes = transformer.generate(label - llamagen.CODES, guidance=4.0)
+    return decoder.decode(torch.tensor(codes).view(1, 8, 8))[0].permute(1, 2, 0)
+
+
+def make_text(path: Path) -> None:
+    llamagen.make_llamagen(path, features=llamagen.FEATURES)
+
+
+def draw_text(path: Path, prompts: Prompts) -> torch.Tensor:
+    transformer, decoder = llamagen.load_oracles(path, features=llamagen.FEATURES)
+    features, kept = llamagen.encode_padded(path.parent / "t5", "a red apple")
+    codes = transformer.generate_text(features, kept, guidance=7.5, count=64)
     return decoder.decode(torch.tensor(codes).view(1, 8, 8))[0].permute(1, 2, 0)
 
 
@@ -100,6 +113,10 @@ FAMILIES = [
         negative="tench",
         max_model_len=66,
     ),
+    Family(
+        *("llamagen-t2i", make_text, draw_text, "128x128", 6, "512x1024", "128x128"),
+        max_model_len=304,
+    ),
     Family("lumina-mgpt", lumina.make_lumina, draw_lumina, "128x128", 2, "100x50", "160x96"),
 ]
 
@@ -117,10 +134,22 @@ def path(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def published(path: Path) -> Path:
+    """A copy that names its text encoder, if it has one, by a hub id."""
+    copy = Path(shutil.copytree(path, path.with_name("published")))
+    config = json.loads((copy / "config.json").read_text())
+    if "caption_encoder" in config:
+        config["caption_encoder"] = TEXT_ENCODER
+        (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
 @pytest.fixture(scope="module")
 def server(family: Family, path: Path) -> Iterator[Server]:
     cache, model = path.parent / "hub", f"somebody/{family.name}"
-    put_into_cache(path, model, cache)
+    put_into_cache(published(path), model, cache)
+    if (text_encoder := path.parent / "t5").is_dir():
+        put_into_cache(text_encoder, TEXT_ENCODER, cache)
     server = start_server(
         path.parent / "server.log",
         *OPTIONS,
