@@ -18,6 +18,7 @@ from zipar_vllm.params import ImageOptions
 
 from .base import ImageModelSpec, Prompts, to_bytes
 from .checkpoint import SAME_SOURCE, Checkpoint
+from .emu3_pixels import FirstFrameDecoder
 from .sizes import AnySizes
 
 BEGIN, BEGIN_OF_IMAGE, IMAGE = "<|extra_203|>", "<|image start|>", "<|image token|>"
@@ -60,9 +61,10 @@ class Emu3Model:
         shapes = {_on_disk(name): tensor.shape for name, tensor in whole.state_dict().items()}
         with checkpoint.finding():
             checkpoint.check({n: shape for n, shape in shapes.items() if not n.startswith(PIXELS)})
-        self._decoder = whole.model.vqmodel
-        del self._decoder.encoder, self._decoder.quant_conv
-        checkpoint.load(self._decoder, PIXELS, device)
+        vq_model = whole.model.vqmodel
+        del vq_model.encoder, vq_model.quant_conv
+        checkpoint.load(vq_model, PIXELS, device)
+        self._decoder = FirstFrameDecoder(vq_model)
         self._device = device
 
     @staticmethod
@@ -108,7 +110,7 @@ class Emu3Model:
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
         # One by one, as the authors do: a picture's activations take gigabytes.
-        pictures = [self._decoder.decode(one[None]) for one in codes.to(self._device)]
+        pictures = [self._decoder(one[None]) for one in codes.to(self._device)]
         return to_bytes(torch.cat(pictures))
 
     def _encode(self, text: str, grid: Grid) -> list[int]:

@@ -14,8 +14,11 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from torch.nn import functional
 from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+
+from .tiles import Tail
 
 LEVEL = "decoder.up."
 
@@ -52,15 +55,39 @@ class VQGANDecoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(options["embed_dim"], layers["z_channels"], 1)
         self.decoder = JanusVQVAEDecoder(config)
         for level in self.decoder.up:  # Janus attends at the lowest resolution
-            level.attn = nn.ModuleList()
+            del level.attn
         self.num_codes: int = options["n_embed"]
         self.factor: int = 2 ** (len(layers["ch_mult"]) - 1)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels float32 ``[B, 3, H, W]`` in about [-1, 1] of int64 ``[B, rows, columns]``."""
+        rows, columns = codes.shape[-2:]
+        return self.tail(self._head(codes), rows=rows, columns=columns)
+
+    @property
+    def tail(self) -> Tail:
+        """What comes behind the lowest resolution; it may be run in tiles."""
+        modules = [*self.decoder.up[1:], self.decoder.norm_out]
+        return Tail.of(self._tail, modules, self.decoder.num_res_blocks + 1)
+
+    def _head(self, codes: torch.Tensor) -> torch.Tensor:
+        """As ``JanusVQVAEDecoder`` begins: the middle, which attends, and the first level."""
         latents = self.quantize["embedding"](codes).permute(0, 3, 1, 2)
-        pixels: torch.Tensor = self.decoder(self.post_quant_conv(latents))
+        states = self.decoder.mid(self.decoder.conv_in(self.post_quant_conv(latents)))
+        return self._level(0, states)
+
+    def _tail(self, states: torch.Tensor) -> torch.Tensor:
+        """As it ends: the other levels."""
+        for level in range(1, len(self.decoder.up)):
+            states = self._level(level, states)
+        pixels: torch.Tensor = self.decoder.conv_out(functional.silu(self.decoder.norm_out(states)))
         return pixels
+
+    def _level(self, number: int, states: torch.Tensor) -> torch.Tensor:
+        level = self.decoder.up[number]
+        for block in level.block:
+            states = block(states)
+        return level.upsample(states) if hasattr(level, "upsample") else states
 
 
 def load_vqgan(options: Path, weights: Path, device: torch.device) -> VQGANDecoder:
