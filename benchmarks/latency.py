@@ -1,8 +1,8 @@
 """ZipAR beside stock vLLM: latency, throughput, memory and where a step's time goes.
 
 ``python -m benchmarks.latency`` runs each engine in a process of its own, over the embedded
-model, one after the other and again, and writes ``benchmarks/results/latency.json`` and
-``latency.md``. Everything is greedy, so both engines make the same number of tokens; only ratios
+model or a random one of a published size, one after the other and again, and writes
+``benchmarks/results/latency.json`` and ``latency.md``. Everything is greedy, so both engines make the same number of tokens; only ratios
 within one run mean anything.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from benchmarks.latency_report import (
     merge_rounds,
 )
 from benchmarks.machine import INSTRUCTIONS, Bystanders, environment_for, machine_name
+from benchmarks.random_models import make_llamagen_b
 from benchmarks.report import RESULTS, command_line, write_results
 from benchmarks.tether import run_tethered
 from server.cli.environment import set_environment
@@ -37,11 +39,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MODES = ("stock", "zipar")
 PROMPT = "red apple"
 GUIDANCE_SCALE = 2.0
+LLAMAGEN_B = "llamagen-b"
 ENGINE = {
     "max_model_len": 1024,
     "max_num_seqs": 16,
     "max_num_batched_tokens": 1024,
-    "kv_cache_memory_bytes": 512 << 20,
     "enable_prefix_caching": False,
     "disable_log_stats": True,
 }
@@ -115,7 +117,13 @@ def zipar_engine(path: Path, **arguments: Any) -> Callable[[Setting], Run]:
 def measure(mode: str, options: argparse.Namespace) -> list[Record]:
     """Start the engine and measure each setting, warmed up; to be run in a fresh process."""
     engine = {"stock": stock_engine, "zipar": zipar_engine}[mode]
-    run = engine(DEMO_PATH, dtype=options.dtype, enforce_eager=options.eager)
+    run = engine(
+        options.model,
+        dtype=options.dtype,
+        enforce_eager=options.eager,
+        # 16 guided images of the embedded model, or of one of LlamaGen-B's size
+        kv_cache_memory_bytes=512 << 20 if options.model == DEMO_PATH else 2 << 30,
+    )
     settings = settings_of(mode, options.windows, options.requests)
     bystanders = Bystanders()
     runs: dict[Setting, list[Run]] = {}
@@ -149,7 +157,7 @@ def run_engine(mode: str, options: argparse.Namespace) -> list[Record]:
     command += ["--repeats", str(options.repeats), "--command", options.command]
     command += ["--windows", *map(str, options.windows)]
     command += ["--requests", *map(str, options.requests)]
-    command += ["--dtype", options.dtype]
+    command += ["--dtype", options.dtype, "--model", str(options.model)]
     if options.instructions:
         command += ["--instructions", options.instructions]
     command += ["--eager"] * options.eager
@@ -180,6 +188,12 @@ def say(text: str) -> None:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=DEMO_PATH,
+        help=f"a folder, or {LLAMAGEN_B}: random, of that size (default: the embedded model)",
+    )
     parser.add_argument("--engine", choices=MODES, help="measure this one, here")
     parser.add_argument("--json", action="store_true", help="print records as one line of JSON")
     parser.add_argument("--windows", type=int, nargs="+", default=[2, 4, 8, 24])
@@ -215,17 +229,26 @@ def main() -> None:
         else:
             print(make_tables(records))
         return
+    with tempfile.TemporaryDirectory() as folder:
+        if str(options.model) == LLAMAGEN_B:
+            options.model = Path(folder, LLAMAGEN_B)
+            make_llamagen_b(options.model)
+        merged = merge_rounds(run_rounds(options))
+    write_results(
+        options.output, options.name, [asdict(record) for record in merged], make_tables(merged)
+    )
+    print(make_tables(merged))
+
+
+def run_rounds(options: argparse.Namespace) -> list[Record]:
+    """Both engines, one after the other, as often as there are rounds."""
     records = []
     for number in range(options.rounds):
         # First one first, then the other, so that neither always has the warmer machine.
         for mode in MODES[:: 1 if number % 2 == 0 else -1]:
             say(f"round {number + 1} of {options.rounds}: starting {mode}")
             records += run_engine(mode, options)
-    merged = merge_rounds(records)
-    write_results(
-        options.output, options.name, [asdict(record) for record in merged], make_tables(merged)
-    )
-    print(make_tables(merged))
+    return records
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "latency": lambda: _latency("latency"),
     "latency-avx2": lambda: _latency("latency_avx2"),
     "drafts": lambda: _drafts("drafts"),
+    "latency-llamagen-b": lambda: _latency("latency_llamagen_b"),
     "http": lambda: http_table(json.loads((RESULTS / "load.json").read_text())),
     "load": lambda: _whole("load"),
     "soak": lambda: _whole("soak"),
