@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.latency`` runs each engine in a process of its own, over the embedded
 model or a random one of a published size, one after the other and again, and writes
-``benchmarks/results/latency.json`` and ``latency.md``. Everything is greedy, so both engines make the same number of tokens; only ratios
-within one run mean anything.
+``benchmarks/results/latency.json`` and ``latency.md``. Everything is greedy, so both engines make
+the same number of tokens; only ratios within one run mean anything.
 """
 
 from __future__ import annotations
