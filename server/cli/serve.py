@@ -63,6 +63,7 @@ def complete(options: argparse.Namespace) -> str | None:
     """
     from zipar_vllm.engine.arguments import (
         RANKS,
+        check_wishes,
         model_classes,
         preferred_arguments,
         prompt_arguments,
@@ -70,6 +71,10 @@ def complete(options: argparse.Namespace) -> str | None:
     )
     from zipar_vllm.models.registry import find_problems
 
+    try:
+        check_wishes(vars(options))
+    except ValueError as error:
+        return str(error)
     problems = find_problems(options.model_tag, options.revision)
     if problems:
         more = len(problems) - 1

@@ -28,6 +28,14 @@ ONE_PROCESS = "zipar_vllm.engine.executor.OneProcessExecutor"
 RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 """Arguments that give an engine several ranks, and each of them a process."""
 
+UNSUPPORTED_SIZES = (
+    "pipeline_parallel_size",
+    "decode_context_parallel_size",
+    "prefill_context_parallel_size",
+)
+UNSUPPORTED = ("enable_lora", "speculative_config", "kv_transfer_config")
+"""Arguments that image decoding does not support: sizes above 1, and what is set at all."""
+
 
 def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
     """Arguments for ``vllm.AsyncEngineArgs`` (or ``vllm.LLM``) that serve images from ``model``.
@@ -39,12 +47,25 @@ def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
 
     Raises:
         UnusableModelError: the model is no image model of a known family, or lacks a file.
+        ValueError: a wish is for what image decoding does not support.
     """
+    check_wishes(wishes)
     classes = model_classes(model, wishes.get("revision"))
     if classes:
         wishes["model_class_overrides"] = {**classes, **wishes.get("model_class_overrides", {})}
     wishes = {**prompt_arguments(model, wishes.get("revision")), **wishes}
     return {**required_arguments(model), **preferred_arguments(wishes), **wishes}
+
+
+def check_wishes(wishes: Mapping[str, Any]) -> None:
+    """Refuse, before anything is started, what :func:`check_config` would refuse.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    sizes = [name for name in UNSUPPORTED_SIZES if int(wishes.get(name) or 1) > 1]
+    for name in [*sizes, *(name for name in UNSUPPORTED if wishes.get(name))]:
+        raise ValueError(f"{name}: image decoding does not support it, leave it off")
 
 
 def model_classes(model: str | Path, revision: str | None = None) -> dict[str, str]:

@@ -97,6 +97,21 @@ def test_what_image_decoding_needs_cannot_be_undone() -> None:
     assert problem == f"--scheduler-cls: got another, image decoding needs {SCHEDULER}"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("enable_lora", True),
+        ("pipeline_parallel_size", 2),
+        ("speculative_config", {"method": "ngram"}),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_anything_starts(name: str, value: Any) -> None:
+    problem = serve.complete(options(**{name: value}))
+    assert problem == f"{name}: image decoding does not support it, leave it off"
+    with pytest.raises(ValueError, match=f"^{name}: image decoding does not support it"):
+        engine_arguments.engine_arguments(DEMO_PATH, **{name: value})
+
+
 def test_a_folder_without_a_model_is_told_of(tmp_path: Path) -> None:
     problem = serve.complete(options(model_tag=str(tmp_path)))
     assert problem is not None
