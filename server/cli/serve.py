@@ -63,6 +63,7 @@ def complete(options: argparse.Namespace) -> str | None:
     """
     from zipar_vllm.engine.arguments import (
         RANKS,
+        check_quantisation,
         check_wishes,
         model_classes,
         preferred_arguments,
@@ -79,6 +80,10 @@ def complete(options: argparse.Namespace) -> str | None:
     if problems:
         more = len(problems) - 1
         return f"{problems[0]}" + (f"; {more} more by zipar check" if more else "")
+    try:
+        check_quantisation(options.model_tag, options.revision, options.quantization)
+    except ValueError as error:
+        return str(error)
     classes = model_classes(options.model_tag, options.revision)
     options.model_class_overrides = {**classes, **options.model_class_overrides}
     for name, value in prompt_arguments(options.model_tag, options.revision).items():

@@ -50,6 +50,7 @@ def engine_arguments(model: str | Path, **wishes: Any) -> dict[str, Any]:
         ValueError: a wish is for what image decoding does not support.
     """
     check_wishes(wishes)
+    check_quantisation(model, wishes.get("revision"), wishes.get("quantization"))
     classes = model_classes(model, wishes.get("revision"))
     if classes:
         wishes["model_class_overrides"] = {**classes, **wishes.get("model_class_overrides", {})}
@@ -66,6 +67,24 @@ def check_wishes(wishes: Mapping[str, Any]) -> None:
     sizes = [name for name in UNSUPPORTED_SIZES if int(wishes.get(name) or 1) > 1]
     for name in [*sizes, *(name for name in UNSUPPORTED if wishes.get(name))]:
         raise ValueError(f"{name}: image decoding does not support it, leave it off")
+
+
+def check_quantisation(model: str | Path, revision: str | None, wish: str | None) -> None:
+    """Refuse weights of 8-bit floats on a CPU, where vLLM has no kernels for them.
+
+    Args:
+        model: The model's folder or hub id.
+        revision: Of the hub id.
+        wish: vLLM's ``quantization``; None is what the checkpoint says.
+
+    Raises:
+        ValueError: tells what is refused.
+        UnusableModelError: it has no ``config.json``.
+    """
+    own = Checkpoint(model, revision).config.get("quantization_config") or {}
+    method = wish or own.get("quant_method") or ""
+    if current_platform.is_cpu() and "fp8" in method:
+        raise ValueError(f"quantization: got {method}, which vLLM cannot compute on a CPU")
 
 
 def model_classes(model: str | Path, revision: str | None = None) -> dict[str, str]:

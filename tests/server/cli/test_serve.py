@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ def options(**wishes: Any) -> Namespace:
         "model_tag": str(DEMO_PATH),
         "revision": None,
         "model_class_overrides": {},
+        "quantization": None,
         "dtype": "auto",
         "distributed_executor_backend": None,
     }
@@ -110,6 +113,20 @@ def test_what_is_not_supported_is_refused_before_anything_starts(name: str, valu
     assert problem == f"{name}: image decoding does not support it, leave it off"
     with pytest.raises(ValueError, match=f"^{name}: image decoding does not support it"):
         engine_arguments.engine_arguments(DEMO_PATH, **{name: value})
+
+
+@pytest.mark.parametrize("by_checkpoint", [True, False])
+def test_8_bit_floats_are_refused_on_a_cpu(tmp_path: Path, by_checkpoint: bool) -> None:
+    folder, wish = DEMO_PATH, "fp8"
+    if by_checkpoint:
+        folder, wish = Path(shutil.copytree(DEMO_PATH, tmp_path / "model")), None
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "fp8"}
+        (folder / "config.json").write_text(json.dumps(config))
+    problem = serve.complete(options(model_tag=str(folder), quantization=wish))
+    assert problem == "quantization: got fp8, which vLLM cannot compute on a CPU"
+    with pytest.raises(ValueError, match=r"^quantization: got fp8"):
+        engine_arguments.engine_arguments(folder, quantization=wish)
 
 
 def test_a_folder_without_a_model_is_told_of(tmp_path: Path) -> None:
