@@ -13,10 +13,11 @@ from typing import Any
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.pass_cost import PassCost
-from zipar_vllm.decoding.policy import DraftCount
+from zipar_vllm.decoding.policy import DraftCount, IntArray
 from zipar_vllm.models.registry import load_spec
 
 from .arguments import check_config
+from .block_ledger import BlockLedger
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity
 from .drafts import DraftChooser, Experience, make_experience
@@ -118,6 +119,13 @@ class _Running:
             return 1
         return max(1, self._policy.num_steps - self.next_step)
 
+    def steps_left(self) -> int:
+        """Steps still to be scheduled, at most; 0 where that is not known, or none is left."""
+        if self.draft_count is not None:
+            plain_steps = self.job.grid.num_steps(self.job.params.window)
+            return plain_steps - (self.draft_count.plain_steps if self.next_step else 0)
+        return (self._policy.num_steps or self.next_step) - self.next_step
+
     def is_scheduled(self) -> bool:
         """Whether its last step is known and was scheduled."""
         return self.next_step == self._policy.num_steps
@@ -159,8 +167,13 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._passes = 1
         self._pass_seconds = float("inf")  # until the first one is measured
         self._planned_at = 0.0
+        self._ledger = BlockLedger()
         self.kv_cache_manager = ImageKVCacheManager(
-            self.kv_cache_manager, self._num_blocks, self._may_start
+            self.kv_cache_manager,
+            self._ledger,
+            block_steps=self._block_steps,
+            steps_left=self._steps_left,
+            may_start=self._may_start,
         )
 
     def add_request(self, request: Request) -> None:
@@ -186,7 +199,13 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         running = (self._images[request.request_id] for request in self.running)
         self.max_num_scheduled_tokens = self._token_budget - sum(i.width() - 1 for i in running)
         self._stepping = []
+        # vLLM passes over a request that has nothing to compute.
+        waiting = [request for request in self.running if self._has_to_wait(request)]
+        for request in waiting:
+            request.num_output_placeholders -= 1
         output = super().schedule(throttle_prefills)
+        for request in waiting:
+            request.num_output_placeholders += 1
         new = [request.req_id for request in output.scheduled_new_reqs]
         jobs = {request_id: self._images[request_id].job for request_id in new}
         self._planned_at = time.perf_counter()
@@ -212,6 +231,8 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             if image.is_scheduled():
                 # Without a placeholder vLLM stops scheduling the request.
                 request.num_output_placeholders -= 1
+                # Steps run in order, so whoever is to have its blocks may write in the next one.
+                self._ledger.end(request_id)
 
     def _choose_drafts(self, scheduler_output: SchedulerOutput) -> None:
         """Let images look ahead as far as they want and the step, once all is in it, has room."""
@@ -241,7 +262,9 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         for request_id in scheduler_output.num_scheduled_tokens:
             if passes <= 1 or self.requests[request_id].is_prefill_chunk:
                 return 1
-            passes = min(passes, self._images[request_id].steps_ahead())
+            image = self._images[request_id]
+            until_wait = self._ledger.first_wait(request_id) - image.next_step
+            passes = min(passes, image.steps_ahead(), until_wait)
         return max(1, passes)
 
     def update_from_output(
@@ -311,6 +334,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         """Free both lanes; the number of steps taken travels back with the last output."""
         image = self._images.pop(request.request_id, None)
+        self._ledger.end(request.request_id)
         transfer, encoder = super()._free_request(request, delay_free_blocks)
         if image is not None:
             transfer = put_steps(transfer, image.steps_taken, image.draft_count)
@@ -336,8 +360,18 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._drafts = DraftCount(0, 0, 0)
         return stats  # type: ignore[no-any-return]
 
-    def _num_blocks(self, request: Request) -> int:
-        return self._images[request.request_id].job.num_blocks(self.block_size)
+    def _block_steps(self, request: Request) -> IntArray:
+        return self._images[request.request_id].job.block_steps(self.block_size)
+
+    def _steps_left(self) -> dict[str, int]:
+        """Of the running images of which it is known, the steps until each ends."""
+        left = {r.request_id: self._images[r.request_id].steps_left() for r in self.running}
+        return {request_id: steps for request_id, steps in left.items() if steps}
+
+    def _has_to_wait(self, request: Request) -> bool:
+        """Whether its next step would write to a block that another image still holds."""
+        first_wait = self._ledger.first_wait(request.request_id)
+        return first_wait <= self._images[request.request_id].next_step
 
     def _may_start(self, request: Request) -> bool:
         """Whether every running image and this one fit into a step at their widest."""

@@ -1,0 +1,99 @@
+"""KV blocks that pass from one image to the next: who holds each, and who has to wait for it.
+
+What an image needs grows: raster order needs its last blocks in its last steps only. And when it
+ends is known beforehand, where its steps do not depend on what is drawn. So an image is admitted
+once each of its blocks is free or will be before the image needs it: then it *inherits* the block
+from the image that holds it. It is told all its blocks at its start and is not told again.
+
+Images may fall behind, as when a long prompt takes all of a step's tokens. An image whose next step
+would write to a block that another still holds waits, and nothing else depends on time. It waits
+only for images admitted before it; so the eldest never waits, it ends, and then another is
+the eldest: all images end, none is preempted, and whoever is to be admitted next, is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zipar_vllm.decoding.policy import IntArray
+
+FREE = -1
+"""Stands for any block that nobody holds."""
+NEVER = 2**31 - 1
+"""A step that no image reaches."""
+
+
+class BlockLedger:
+    """The holders of every block, in the order in which they write to it."""
+
+    def __init__(self) -> None:
+        self._holders: dict[int, list[str]] = {}
+        self._blocks: dict[str, list[int]] = {}
+        self._to_inherit: dict[str, list[int]] = {}  # of which an image is the last holder
+        self._waits: dict[str, list[tuple[int, int]]] = {}  # step and block, latest first
+
+    def find(
+        self, block_steps: IntArray, num_free: int, steps_left: Mapping[str, int]
+    ) -> IntArray | None:
+        """Find blocks for an image that would take its first step now.
+
+        Args:
+            block_steps: The first step that writes to each of its blocks.
+            num_free: Blocks that nobody holds.
+            steps_left: Of the running images of which it is known, the steps until each ends, the
+                one that is planned now counted.
+
+        Returns:
+            For each of its blocks the one that it inherits, or ``FREE``: int64; None if the image
+            does not fit. As many as possible are inherited, each from whoever ends last.
+        """
+        latest_first = np.argsort(-block_steps, kind="stable")
+        blocks = np.full(len(block_steps), FREE, dtype=np.int64)
+        inherited = 0
+        for name in sorted(steps_left, key=lambda name: -steps_left[name]):
+            can = np.count_nonzero(block_steps >= steps_left[name])
+            offered = self._to_inherit[name][: max(0, can - inherited)]
+            blocks[latest_first[inherited : inherited + len(offered)]] = offered
+            inherited += len(offered)
+        return blocks if len(block_steps) - inherited <= num_free else None
+
+    def admit(self, name: str, block_steps: IntArray, blocks: Sequence[int]) -> None:
+        """Let an image hold blocks, those that others hold after these.
+
+        Args:
+            name: The image.
+            block_steps: The first step that writes to each.
+            blocks: What it inherits, as :meth:`find` said, and free ones.
+        """
+        waits = []
+        for step, block in zip(block_steps.tolist(), blocks, strict=True):
+            holders = self._holders.setdefault(block, [])
+            if holders:
+                self._to_inherit[holders[-1]].remove(block)
+                waits.append((step, block))
+            holders.append(name)
+        self._blocks[name], self._to_inherit[name] = list(blocks), list(blocks)
+        self._waits[name] = sorted(waits, reverse=True)
+
+    def first_wait(self, name: str) -> int:
+        """The first step of an image that has to wait for another image's end, or ``NEVER``."""
+        waits = self._waits.get(name, [])
+        while waits and self._holders[waits[-1][1]][0] == name:
+            waits.pop()
+        return waits[-1][0] if waits else NEVER
+
+    def end(self, name: str) -> None:
+        """Let go of an image's blocks: all its steps are planned, or it is aborted."""
+        if name not in self._blocks:
+            return
+        for block in self._blocks.pop(name):
+            holders = self._holders[block]
+            was_last = holders[-1] == name
+            holders.remove(name)
+            if not holders:
+                del self._holders[block]
+            elif was_last:
+                self._to_inherit[holders[-1]].append(block)
+        del self._to_inherit[name], self._waits[name]
