@@ -53,7 +53,7 @@ class BlockLedger:
         blocks = np.full(len(block_steps), FREE, dtype=np.int64)
         inherited = 0
         for name in sorted(steps_left, key=lambda name: -steps_left[name]):
-            can = np.count_nonzero(block_steps >= steps_left[name])
+            can = int(np.count_nonzero(block_steps >= steps_left[name]))
             offered = self._to_inherit[name][: max(0, can - inherited)]
             blocks[latest_first[inherited : inherited + len(offered)]] = offered
             inherited += len(offered)
