@@ -7,7 +7,7 @@ from typing import Any
 
 from zipar_vllm.decoding.policy import IntArray
 
-from .block_ledger import FREE, BlockLedger
+from .admission import FREE, BlockLedger
 from .vllm_api import KVCacheBlocks, KVCacheManager, Request
 
 
@@ -24,6 +24,7 @@ class ImageKVCacheManager:
         block_steps: The first step of a request that writes to each of its blocks.
         steps_left: Of the running images of which it is known, the steps until each ends.
         may_start: Whether the step has room for one more image like this request.
+        started: Is told of each request that was admitted.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class ImageKVCacheManager:
         block_steps: Callable[[Request], IntArray],
         steps_left: Callable[[], Mapping[str, int]],
         may_start: Callable[[Request], bool],
+        started: Callable[[Request], None],
     ) -> None:
         self._inner = inner
         self._ledger = ledger
         self._block_steps = block_steps
         self._steps_left = steps_left
         self._may_start = may_start
+        self._started = started
         # A request holds two lanes, so more slots than one sequence of the longest length.
         self._block_size = inner.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         inner.max_model_len = 2 * (inner.max_model_len + self._block_size)
@@ -69,6 +72,7 @@ class ImageKVCacheManager:
         new = self._inner.allocate_slots(request, num_new_tokens, **kwargs)
         if new is not None:
             self._hold(request.request_id, steps, found)
+            self._started(request)
         return new
 
     def _hold(self, request_id: str, steps: IntArray, found: IntArray) -> None:

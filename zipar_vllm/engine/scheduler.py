@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import islice
 from typing import Any
 
 from zipar_vllm.core.grid import Grid
@@ -17,9 +18,9 @@ from zipar_vllm.decoding.policy import DraftCount, IntArray
 from zipar_vllm.models.registry import load_spec
 
 from .arguments import check_config
-from .block_ledger import BlockLedger
+from .admission import BlockLedger
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
-from .capacity import check_capacity
+from .capacity import check_capacity, usable_blocks
 from .drafts import DraftChooser, Experience, make_experience
 from .kv_cache import ImageKVCacheManager
 from .messages import ImageRunnerOutput, ImageSchedulerOutput
@@ -49,6 +50,7 @@ class _Running:
 
     Attributes:
         job: The image.
+        block_steps: The first step that may write to each of its KV blocks.
         next_step: The step to schedule next; 0 is the prefill's last.
         steps_taken: Forward passes whose result is known.
         drafts: Plain steps that the pass to come looks ahead.
@@ -58,6 +60,7 @@ class _Running:
     __slots__ = (
         "_chooser",
         "_policy",
+        "block_steps",
         "draft_count",
         "drafts",
         "job",
@@ -65,9 +68,10 @@ class _Running:
         "steps_taken",
     )
 
-    def __init__(self, job: ImageJob, chooser: DraftChooser | None) -> None:
+    def __init__(self, job: ImageJob, block_size: int, chooser: DraftChooser | None) -> None:
         self._policy = job.policy
         self.job = job
+        self.block_steps = job.block_steps(block_size)
         self.next_step = 0
         self.steps_taken = 0
         self.drafts = 0
@@ -126,6 +130,11 @@ class _Running:
             return plain_steps - (self.draft_count.plain_steps if self.next_step else 0)
         return (self._policy.num_steps or self.next_step) - self.next_step
 
+    def block_passes(self) -> int:
+        """The KV blocks that it holds in each of its steps, added up; 0 if that is not known."""
+        num_steps = self._policy.num_steps
+        return 0 if num_steps is None else int((num_steps - self.block_steps).sum())
+
     def is_scheduled(self) -> bool:
         """Whether its last step is known and was scheduled."""
         return self.next_step == self._policy.num_steps
@@ -168,12 +177,15 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._pass_seconds = float("inf")  # until the first one is measured
         self._planned_at = 0.0
         self._ledger = BlockLedger()
+        self._planned_passes = 0  # since the start
+        self._next_start = 0.0  # in passes since the start
         self.kv_cache_manager = ImageKVCacheManager(
             self.kv_cache_manager,
             self._ledger,
             block_steps=self._block_steps,
             steps_left=self._steps_left,
             may_start=self._may_start,
+            started=self._started,
         )
 
     def add_request(self, request: Request) -> None:
@@ -187,7 +199,8 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             logger.error("refused image %s: %s", request.request_id, error)
             refuse(self, request)
             return
-        self._images[request.request_id] = _Running(job, self._make_chooser(job))
+        chooser = self._make_chooser(job)
+        self._images[request.request_id] = _Running(job, self.block_size, chooser)
 
     def schedule(self, throttle_prefills: bool = False) -> ImageSchedulerOutput:
         """Plan a forward pass: a step of every running image, and prompts where they fit.
@@ -221,6 +234,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         super()._update_after_schedule(scheduler_output)
         self._choose_drafts(scheduler_output)
         self._passes = self._count_passes(scheduler_output)
+        self._planned_passes += self._passes
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
             if request.is_prefill_chunk:
@@ -361,7 +375,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         return stats  # type: ignore[no-any-return]
 
     def _block_steps(self, request: Request) -> IntArray:
-        return self._images[request.request_id].job.block_steps(self.block_size)
+        return self._images[request.request_id].block_steps
 
     def _steps_left(self) -> dict[str, int]:
         """Of the running images of which it is known, the steps until each ends."""
@@ -374,6 +388,30 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         return first_wait <= self._images[request.request_id].next_step
 
     def _may_start(self, request: Request) -> bool:
-        """Whether every running image and this one fit into a step at their widest."""
+        """Whether every running image and this one fit into a step at their widest, and it may."""
         jobs = [self._images[r.request_id].job for r in (*self.running, request)]
-        return sum(job.max_inputs for job in jobs) <= self._token_budget
+        if sum(job.max_inputs for job in jobs) > self._token_budget:
+            return False
+        return (
+            not self.running or self._planned_passes >= self._next_start or not self._is_crowded()
+        )
+
+    def _is_crowded(self) -> bool:
+        """Whether of the images that are here, as many as may run, the cache cannot hold all.
+
+        Images that start together need all their blocks together, and then none can start until
+        they end, together again. So where others have to wait anyway, each start is put off until
+        the cache has had the passes for those before: in time, no more can be started.
+        """
+        waiting = islice(self.waiting, self.max_num_running_reqs - len(self.running))
+        images = [self._images.get(r.request_id) for r in (*self.running, *waiting)]
+        needed = sum(len(image.block_steps) for image in images if image is not None)
+        return needed > self._usable_blocks()
+
+    def _started(self, request: Request) -> None:
+        passes = self._images[request.request_id].block_passes() / self._usable_blocks()
+        now = self._planned_passes
+        self._next_start = passes + (max(self._next_start, now) if self.running else now)
+
+    def _usable_blocks(self) -> int:
+        return usable_blocks(self.vllm_config)

@@ -1,4 +1,4 @@
-"""KV blocks that pass from one image to the next: who holds each, and who has to wait for it.
+"""When an image may start: KV blocks that pass from one to the next, and whose turn it is.
 
 What an image needs grows: raster order needs its last blocks in its last steps only. And when it
 ends is known beforehand, where its steps do not depend on what is drawn. So an image is admitted
@@ -97,3 +97,33 @@ class BlockLedger:
             elif was_last:
                 self._to_inherit[holders[-1]].append(block)
         del self._to_inherit[name], self._waits[name]
+
+
+class Pace:
+    """Puts off starts, so that images hold few blocks while others hold many.
+
+    Images that start together need all their blocks together, and until they end, together again,
+    none can start. So where some have to wait anyway, each start is put off until the cache has had
+    the passes for those before: more than that cannot be started for long.
+    """
+
+    def __init__(self) -> None:
+        self._next_start = 0.0
+
+    def is_reached(self, now: int) -> bool:
+        """Whether another image may start.
+
+        Args:
+            now: Passes since any moment.
+        """
+        return now >= self._next_start
+
+    def start(self, now: int, passes: float, alone: bool) -> None:
+        """Count an image that starts.
+
+        Args:
+            now: As in :meth:`is_reached`.
+            passes: For how long it would need the whole cache, if it could use all of it.
+            alone: Whether no other image is running, so that the past does not matter.
+        """
+        self._next_start = passes + (now if alone else max(now, self._next_start))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.policy import Progress
-from zipar_vllm.engine.block_ledger import FREE, NEVER, BlockLedger
+from zipar_vllm.engine.admission import FREE, NEVER, BlockLedger
 from zipar_vllm.params import ImageParams
 
 WINDOWS = {
