@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.policy import Progress
-from zipar_vllm.engine.admission import FREE, NEVER, BlockLedger
+from zipar_vllm.engine.admission import FREE, NEVER, BlockLedger, Pace
 from zipar_vllm.params import ImageParams
 
 WINDOWS = {
@@ -93,6 +93,17 @@ def test_what_an_aborted_heir_leaves_may_be_inherited_again() -> None:
     assert found.tolist() == [FREE, 1, FREE]
 
 
+def test_starts_are_put_off_by_what_the_cache_has_to_do_for_those_before() -> None:
+    pace = Pace()
+    assert pace.is_reached(0)
+    pace.start(0, 2.5, alone=True)
+    assert [pace.is_reached(now) for now in (2, 3)] == [False, True]
+    pace.start(1, 2.5, alone=False)  # before its turn, as nobody else waited
+    assert [pace.is_reached(now) for now in (4, 5)] == [False, True]
+    pace.start(4, 1, alone=True)
+    assert [pace.is_reached(now) for now in (4, 5)] == [False, True]
+
+
 @dataclass
 class Image:
     """A running image and what it wrote."""
@@ -115,7 +126,7 @@ class Room:
     """
 
     def __init__(self, pool: int, block_size: int, lag: int) -> None:
-        self.ledger = BlockLedger()
+        self.ledger, self.pace = BlockLedger(), Pace()
         self.block_size, self.lag = block_size, lag
         self.shares = dict.fromkeys(range(pool), 0)
         self.writers: dict[int, str] = {}
@@ -133,8 +144,10 @@ class Room:
             if image.job.policy.num_steps is not None
         }
         found = self.ledger.find(steps, len(free), left)
-        if found is None:
+        if found is None or (self.running and not self.pace.is_reached(self.now)):
             return False
+        passes = len(steps) * (job.policy.num_steps or 0) / len(self.shares)
+        self.pace.start(self.now, passes, alone=not self.running)
         blocks = [free.pop() if block == FREE else block for block in found.tolist()]
         self.ledger.admit(name, steps, blocks)
         for block in blocks:

@@ -17,8 +17,8 @@ from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.decoding.policy import DraftCount, IntArray
 from zipar_vllm.models.registry import load_spec
 
+from .admission import BlockLedger, Pace
 from .arguments import check_config
-from .admission import BlockLedger
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity, usable_blocks
 from .drafts import DraftChooser, Experience, make_experience
@@ -178,7 +178,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._planned_at = 0.0
         self._ledger = BlockLedger()
         self._planned_passes = 0  # since the start
-        self._next_start = 0.0  # in passes since the start
+        self._pace = Pace()
         self.kv_cache_manager = ImageKVCacheManager(
             self.kv_cache_manager,
             self._ledger,
@@ -393,16 +393,13 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         if sum(job.max_inputs for job in jobs) > self._token_budget:
             return False
         return (
-            not self.running or self._planned_passes >= self._next_start or not self._is_crowded()
+            not self.running
+            or self._pace.is_reached(self._planned_passes)
+            or not self._is_crowded()
         )
 
     def _is_crowded(self) -> bool:
-        """Whether of the images that are here, as many as may run, the cache cannot hold all.
-
-        Images that start together need all their blocks together, and then none can start until
-        they end, together again. So where others have to wait anyway, each start is put off until
-        the cache has had the passes for those before: in time, no more can be started.
-        """
+        """Whether of the images that are here, as many as may run, the cache cannot hold all."""
         waiting = islice(self.waiting, self.max_num_running_reqs - len(self.running))
         images = [self._images.get(r.request_id) for r in (*self.running, *waiting)]
         needed = sum(len(image.block_steps) for image in images if image is not None)
@@ -410,8 +407,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
 
     def _started(self, request: Request) -> None:
         passes = self._images[request.request_id].block_passes() / self._usable_blocks()
-        now = self._planned_passes
-        self._next_start = passes + (max(self._next_start, now) if self.running else now)
+        self._pace.start(self._planned_passes, passes, alone=not self.running)
 
     def _usable_blocks(self) -> int:
         return usable_blocks(self.vllm_config)
