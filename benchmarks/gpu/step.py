@@ -166,7 +166,8 @@ class Room:
         )
         job = ImageJob(shape.grid, params, PROMPTS)
         assert job.policy.num_steps is not None
-        self.middle = job.policy.num_steps // 2
+        # In raster order too it is in the middle of a row.
+        self.middle = (job.policy.num_steps + shape.grid.columns) // 2
         blocks = job.num_blocks(BLOCK_SIZE)
         for number in range(images):
             own = list(range(number * blocks, (number + 1) * blocks))
