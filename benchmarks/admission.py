@@ -37,7 +37,7 @@ from zipar_vllm import ImageLLM
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.policy import IntArray
-from zipar_vllm.engine.admission import FREE, BlockLedger, Pace
+from zipar_vllm.engine.admission import CROWD, FREE, BlockLedger, Pace
 from zipar_vllm.params import ImageParams
 
 EMU3 = Grid(90, 90, True)
@@ -100,7 +100,9 @@ class Simulation:
             fits = self._peak(steps, num_steps) <= self.pool
         else:
             crowd = sum(map(len, (*self._all_blocks(), *waiting)))
-            is_turn = not self.running or self.pace.is_reached(self.now) or crowd <= self.pool
+            is_turn = (
+                not self.running or self.pace.is_reached(self.now) or crowd <= CROWD * self.pool
+            )
             fits = is_turn and self._share_out(name, steps, num_steps)
         if fits:
             self.running[name] = steps, num_steps, 0

@@ -69,12 +69,17 @@ def test_one_image_takes_its_steps_and_leaves(small: Engine) -> None:
 
 
 def test_the_beginning_of_an_image_is_told_when_it_happens(small: Engine) -> None:
-    """Raster order over 2 rows x 100 columns, one after the other: once each, in order."""
+    """Raster order over 2 rows x 100 columns, of which the third has to wait: once each, in order
+    of arrival.
+    """
     images = {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "abc"}
     for name, image in images.items():
         small.add(name, image)
     small.step()
-    assert small.begun == ["a"]
+    assert small.begun == ["a", "b"]
+    for _ in range(104):  # until the next test's third image may begin
+        small.step()
+    assert small.begun == ["a", "b"]
     small.run()
     assert small.begun == ["a", "b", "c"]
 
@@ -82,32 +87,36 @@ def test_the_beginning_of_an_image_is_told_when_it_happens(small: Engine) -> Non
 def test_images_wait_until_all_their_blocks_will_be_free_in_time(small: Engine) -> None:
     """Raster order over 2 rows x 100 columns: 2 + 202 slots, 7 blocks each, and there are 17.
 
-    They are written to from steps 0, 31, 63, 95, 126, 158 and 190 on, so that an image holds them
-    for 737 steps in all, and one may start every 737 / 17 = 43.4 passes. The second one, begun when
-    the first has 156 steps left, inherits two blocks of it. So five are free, of which the third
-    takes four; its others come from both. The fourth needs one block, and it is free, but to
-    overtake is not allowed, and then it has to wait for its turn.
+    They are written to from steps 0, 31, 63, 95, 126, 158 and 190 on. For the third image three are
+    free, so it begins when the first two have 95 of their 200 steps left; the fourth, which
+    needs one block, may not overtake it, and has to wait until one is free.
     """
     wide = {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "abc"}
     lines = take_steps(small, {**wide, "d": make_image(True, 1, 2, prompt=[1, 2])})
-    assert len(lines) == 88 + 200
-    assert lines[0] == lines[43] == Line("bcd", "a", 7, {})
-    assert lines[44] == lines[87] == Line("cd", "ab", 12, {})
-    assert lines[88] == Line("d", "abc", 16, {})
-    assert lines[131] == Line("d", "abc", 16, {"a": 1})
-    assert lines[132] == Line("", "abcd", 17, {"a": 1})
-    assert lines[133] == Line("", "abc", 16, {"a": 1, "d": 1})
-    assert lines[198] == Line("", "abc", 16, {"a": 1, "b": 1, "c": 1, "d": 1})
-    assert lines[199] == Line("", "bc", 12, {"a": 2, "b": 1, "c": 1, "d": 1})
-    assert lines[243] == Line("", "c", 7, {"a": 2, "b": 2, "c": 1, "d": 1})
+    assert len(lines) == 105 + 200
+    assert lines[0] == Line("cd", "ab", 14, {})
+    assert lines[98] == Line("cd", "ab", 14, {})
+    assert lines[99] == Line("cd", "ab", 14, {"a": 1, "b": 1})
+    assert lines[104] == Line("cd", "ab", 14, {"a": 1, "b": 1})
+    assert lines[105] == Line("d", "abc", 17, {"a": 1, "b": 1})
+    assert lines[198] == Line("d", "abc", 17, {"a": 1, "b": 1})
+    assert lines[199] == Line("d", "c", 7, {"a": 2, "b": 2})
+    assert lines[200] == Line("", "cd", 8, {"a": 2, "b": 2})
+    assert lines[201] == Line("", "c", 7, {"a": 2, "b": 2, "d": 1})
     assert lines[-1] == Line("", "", 0, {"a": 2, "b": 2, "c": 2, "d": 1})
 
 
-def test_images_that_the_cache_holds_all_start_at_once(small: Engine) -> None:
-    """Two of 7 blocks and one of 3, as they come."""
-    wide = {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "ab"}
-    lines = take_steps(small, {**wide, "c": make_image(True, 2, 35, prompt=[1, 2])})
-    assert lines[0] == Line("", "abc", 17, {})
+def test_starts_are_spaced_out_where_many_wait(small: Engine) -> None:
+    """Five such images need 35 blocks, more than twice what there is.
+
+    One holds its blocks for 737 steps in all, so one may start every 737 / 17 = 43.4 passes. The
+    second, begun when the first has 156 steps left, inherits two blocks of it, so that five are
+    free. Of them the third takes four; its others come from both.
+    """
+    lines = take_steps(small, {name: make_image(True, 2, 100, prompt=[1, 2]) for name in "abcde"})
+    assert lines[0] == lines[43] == Line("bcde", "a", 7, {})
+    assert lines[44] == lines[87] == Line("cde", "ab", 12, {})
+    assert lines[88] == Line("de", "abc", 16, {})
 
 
 @pytest.mark.parametrize("burst_seconds", [0.0, 3600.0])

@@ -99,12 +99,17 @@ class BlockLedger:
         del self._to_inherit[name], self._waits[name]
 
 
+CROWD = 2
+"""How many times the cache all images that are here must need for starts to be put off."""
+
+
 class Pace:
     """Puts off starts, so that images hold few blocks while others hold many.
 
     Images that start together need all their blocks together, and until they end, together again,
-    none can start. So where some have to wait anyway, each start is put off until the cache has had
-    the passes for those before: more than that cannot be started for long.
+    none can start. So where many have to wait anyway, each start is put off until the cache has had
+    the passes for those before: more than that cannot be started for long. With few it would only
+    make the last of them later.
     """
 
     def __init__(self) -> None:

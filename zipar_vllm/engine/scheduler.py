@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from itertools import islice
+from itertools import chain
 from typing import Any
 
 from zipar_vllm.core.grid import Grid
@@ -17,7 +17,7 @@ from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.decoding.policy import DraftCount, IntArray
 from zipar_vllm.models.registry import load_spec
 
-from .admission import BlockLedger, Pace
+from .admission import CROWD, BlockLedger, Pace
 from .arguments import check_config
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity, usable_blocks
@@ -399,11 +399,16 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         )
 
     def _is_crowded(self) -> bool:
-        """Whether of the images that are here, as many as may run, the cache cannot hold all."""
-        waiting = islice(self.waiting, self.max_num_running_reqs - len(self.running))
-        images = [self._images.get(r.request_id) for r in (*self.running, *waiting)]
-        needed = sum(len(image.block_steps) for image in images if image is not None)
-        return needed > self._usable_blocks()
+        """Whether the cache would have to be much larger, more than the number that may run."""
+        usable, needed = self._usable_blocks(), 0
+        for number, request in enumerate(chain(self.running, self.waiting), 1):
+            image = self._images.get(request.request_id)
+            needed += 0 if image is None else len(image.block_steps)
+            if needed > CROWD * usable:
+                return True
+            if number == self.max_num_running_reqs and needed <= usable:
+                return False
+        return False
 
     def _started(self, request: Request) -> None:
         passes = self._images[request.request_id].block_passes() / self._usable_blocks()
