@@ -210,7 +210,7 @@ def measure_engine(windows: Sequence[int], count: int, rounds: int) -> list[Reco
         block_size = probe.llm.llm_engine.vllm_config.cache_config.block_size
     (image,) = probe.prepare(["red apple"])
     blocks = -(-(len(image.prompts.conditional) + image.grid.num_positions) // block_size)
-    records = []
+    records: list[Record] = []
     with ImageLLM(num_gpu_blocks_override=int(ENGINE_CACHE * blocks) + 1) as llm:
         scheduler = llm.llm.llm_engine.engine_core.engine_core.scheduler
         for window in windows:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.report import markdown_table
-from benchmarks.shapes import EMU3, LLAMAGEN_XL, SHAPES, Shape
+from benchmarks.shapes import EMU3, JANUS_7B, LLAMAGEN_XL, SHAPES, Shape
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.params import ImageParams
@@ -150,11 +150,9 @@ def roofline_table() -> list[str]:
     """A mean step and an image, by window and images at a time."""
     head = ["model", "window", "steps", "images", "inputs", "reading, ms", "computing, ms"]
     rows = []
-    for shape in (EMU3, LLAMAGEN_XL):
-        for window in (shape.grid.columns, 16, 8, 4):
-            for images in (1, 4, 16, 64):
-                if image_bytes(shape, shape.grid) * images > USED_SHARE * H100_MEMORY:
-                    continue
+    for shape in (EMU3, JANUS_7B, LLAMAGEN_XL):
+        for window in (shape.grid.columns, 8, 4):
+            for images in (1, 4, 16):
                 own = roofline(shape, shape.grid, window, images)
                 rows.append(
                     [

@@ -71,7 +71,13 @@ class Record:
 
 
 class RandomModel:
-    """A random Llama of some shape; see :class:`~zipar_vllm.decoding.decoder.StepModel`."""
+    """A random Llama of some shape; see :class:`~zipar_vllm.decoding.decoder.StepModel`.
+
+    Attributes:
+        shape: That one.
+        kernel: Its attention's.
+        head: The output layer, ``[columns, width]``.
+    """
 
     def __init__(
         self, shape: Shape, num_blocks: int, device: torch.device, dtype: torch.dtype
@@ -92,9 +98,9 @@ class RandomModel:
             )
             for _ in range(shape.layers)
         ]
-        self._head = weight(shape.columns, shape.width)
+        self.head = weight(shape.columns, shape.width)
         self._norm = torch.ones(shape.width, device=device, dtype=dtype)
-        self._kernel = select_kernel(device, dtype, heads // kv_heads, size, BLOCK_SIZE)
+        self.kernel = select_kernel(device, dtype, heads // kv_heads, size, BLOCK_SIZE)
         sides = (shape.layers, num_blocks, kv_heads, BLOCK_SIZE, 2 * size)
         self._caches = torch.zeros(sides, device=device, dtype=dtype)
         longest = max(PROMPTS) + shape.grid.num_positions
@@ -104,7 +110,7 @@ class RandomModel:
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Hidden states of a step's inputs."""
-        shape, metadata = self.shape, self._kernel.prepare(batch.attention)
+        shape, metadata = self.shape, self.kernel.prepare(batch.attention)
         cos, sin = (table[batch.positions].unsqueeze(1) for table in (self._cos, self._sin))
         x = self._embeddings[batch.input_ids]
         for cache, (qkv, out, up, down) in zip(self._caches, self._layers, strict=True):
@@ -117,7 +123,7 @@ class RandomModel:
             query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
             output = torch.empty_like(query)
             scale = shape.head_size**-0.5
-            self._kernel.run(query, key, value.contiguous(), cache, metadata, scale, output)
+            self.kernel.run(query, key, value.contiguous(), cache, metadata, scale, output)
             x = x + F.linear(output.flatten(1), out)
             gate, own = F.linear(self._normed(x), up).chunk(2, dim=1)
             x = x + F.linear(F.silu(gate) * own, down)
@@ -125,7 +131,7 @@ class RandomModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of all of the model's columns."""
-        return F.linear(hidden, self._head)
+        return F.linear(hidden, self.head)
 
     def _normed(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, self._norm.shape, self._norm, 1e-5)
@@ -143,11 +149,19 @@ class Room:
         model: Decodes them.
         images: How many, guided.
         window: Theirs.
-        device: The model's.
+        capture: Whether steps are captured as CUDA graphs first.
+
+    Attributes:
+        model, window: As above.
+        inputs: Of a step.
+        bytes: What a step has to read: weights, keys and values.
+
+    Raises:
+        NotImplementedError: steps are to be captured, and this version cannot.
     """
 
-    def __init__(self, model: RandomModel, images: int, window: int, device: torch.device) -> None:
-        shape = model.shape
+    def __init__(self, model: RandomModel, images: int, window: int, capture: bool = False) -> None:
+        shape, device = model.shape, model.head.device
         self.model, self.window = model, window
         vocabulary = Vocabulary(
             first_id=shape.columns - shape.num_codes,
@@ -161,6 +175,8 @@ class Room:
             vocabulary=vocabulary,
             device=device,
         )
+        if capture:
+            _capture(self.decoder, model, images)
         params = ImageParams(
             window=window, temperature=1.0, top_k=shape.num_codes // 16, guidance_scale=3.0
         )
@@ -183,11 +199,24 @@ class Room:
         orders = job.policy.orders
         assert orders is not None
         seen = int((orders <= self.middle).sum()) * job.num_lanes + sum(PROMPTS)
-        itemsize = model._head.itemsize
+        itemsize = model.head.itemsize
         self.bytes = shape.weights * itemsize + images * seen * shape.kv_bytes(itemsize)
 
     def step(self) -> None:
         self.decoder.step(self.scheduled, self.model)
+
+
+def _capture(decoder: ImageDecoder, model: RandomModel, images: int) -> None:
+    """Capture all steps that so many guided images may take."""
+    capture = getattr(decoder, "capture", None)
+    if capture is None:
+        raise NotImplementedError("this version captures no steps: ImageDecoder has no capture()")
+    widest = ImageJob(model.shape.grid, ImageParams(window=min(WINDOWS)), PROMPTS).max_inputs
+    stream = torch.cuda.Stream()  # the default one cannot be captured
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        capture(model, images * widest, torch.cuda.graph_pool_handle())
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def eager(room: Room) -> Callable[[], None]:
@@ -196,12 +225,8 @@ def eager(room: Room) -> Callable[[], None]:
 
 
 def captured(room: Room) -> Callable[[], None]:
-    """Steps as CUDA graphs.
-
-    Raises:
-        ImportError: this version has none.
-    """
-    raise ImportError("this version captures no steps: zipar_vllm has no StepGraphs")
+    """The same steps as CUDA graphs, captured before there are images."""
+    return Room(room.model, len(room.scheduled), room.window, capture=True).step
 
 
 WAYS: dict[str, Callable[[Room], Callable[[], None]]] = {EAGER: eager, CAPTURED: captured}
@@ -230,7 +255,7 @@ def time_steps(step: Callable[[], None], device: torch.device) -> tuple[float, f
 
 def measure(room: Room, way: str, copy: float, command: str) -> Record:
     """One line; ``copy``: gigabytes per second of a plain copy."""
-    device = room.model._head.device
+    device = room.model.head.device
     ms = host_ms = None
     failed = ""
     try:
@@ -294,7 +319,7 @@ def measure_shape(
     windows = [shape.grid.columns, *(w for w in WINDOWS if w < shape.grid.columns)]
     for images in options.images:
         for window in windows:
-            room = Room(model, images, window, device)
+            room = Room(model, images, window)
             for way in WAYS:
                 done.append(measure(room, way, copy, command))
                 listing = [asdict(record) for record in done]

@@ -73,7 +73,7 @@ def test_a_step_s_benchmark_runs(tmp_path):
     assert [record["inputs"] for record in eager] == [2, 4, 4, 8]
     if not has_gpu():
         assert failed
-        assert all("captures" in record["failed"] for record in captured)
+        assert all(record["failed"] for record in captured)
     assert "| tiny | 2 | 4 | 8 | eager |" in (tmp_path / "step.md").read_text()
 
 
