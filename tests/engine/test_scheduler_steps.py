@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -119,15 +120,8 @@ def test_starts_are_spaced_out_where_many_wait(small: Engine) -> None:
     assert lines[88] == Line("de", "abc", 16, {})
 
 
-@pytest.mark.parametrize("burst_seconds", [0.0, 3600.0])
-def test_images_on_inherited_blocks_have_the_tokens_that_they_have_alone(
-    small: Engine, monkeypatch: pytest.MonkeyPatch, burst_seconds: float
-) -> None:
-    """Images that do not fit together, one of them aborted while blocks are shared.
-
-    Guided and not, of several windows, planned pass by pass and several at once.
-    """
-    monkeypatch.setattr(small.scheduler, "burst_seconds", burst_seconds)
+def twelve_images() -> dict[str, PreparedImage]:
+    """Guided and not, of several windows; three or four of them fill the small engine's cache."""
     images = {}
     for number, (rows, columns, window) in enumerate(
         [(2, 100, 100), (8, 20, 20), (8, 12, 4), (20, 8, 3), (2, 100, 90), (8, 20, 20)] * 2
@@ -143,6 +137,47 @@ def test_images_on_inherited_blocks_have_the_tokens_that_they_have_alone(
             seed=number,
             **guidance,
         )
+    return images
+
+
+@pytest.mark.parametrize("burst_seconds", [0.0, 3600.0])
+def test_images_wait_for_blocks_that_are_freed_later_than_forecast(
+    small: Engine, monkeypatch: pytest.MonkeyPatch, burst_seconds: float
+) -> None:
+    """As if each image took but a third of its steps: nothing is overwritten, nothing stuck."""
+    images = twelve_images()
+    alone = {name: small.generate(image) for name, image in images.items()}
+    scheduler, manager = small.scheduler, small.scheduler.kv_cache_manager
+    steps_left, has_to_wait = manager._steps_left, scheduler._has_to_wait
+    waits = []
+
+    def too_few() -> dict[str, int]:
+        return {name: -(-steps // 3) for name, steps in steps_left().items()}
+
+    def counted(request: Any) -> bool:
+        waits.append(has_to_wait(request))
+        return waits[-1]
+
+    monkeypatch.setattr(scheduler, "burst_seconds", burst_seconds)
+    monkeypatch.setattr(manager, "_steps_left", too_few)
+    monkeypatch.setattr(scheduler, "_has_to_wait", counted)
+    for name, image in images.items():
+        small.add(name, image)
+    small.run()
+    assert sum(waits) > 100 if not burst_seconds else any(waits)
+    assert small.outputs == alone
+
+
+@pytest.mark.parametrize("burst_seconds", [0.0, 3600.0])
+def test_images_on_inherited_blocks_have_the_tokens_that_they_have_alone(
+    small: Engine, monkeypatch: pytest.MonkeyPatch, burst_seconds: float
+) -> None:
+    """Images that do not fit together, one of them aborted while blocks are shared.
+
+    Planned pass by pass and several at once.
+    """
+    monkeypatch.setattr(small.scheduler, "burst_seconds", burst_seconds)
+    images = twelve_images()
     alone = {name: small.generate(image) for name, image in images.items() if name != "3"}
     for name, image in images.items():
         small.add(name, image)
