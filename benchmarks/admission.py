@@ -37,7 +37,7 @@ from zipar_vllm import ImageLLM
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.policy import IntArray
-from zipar_vllm.engine.admission import CROWD, FREE, BlockLedger, Pace
+from zipar_vllm.engine.admission import FREE, BlockLedger, Pace, block_passes, is_crowded
 from zipar_vllm.params import ImageParams
 
 EMU3 = Grid(90, 90, True)
@@ -99,9 +99,11 @@ class Simulation:
         elif self.way == PEAK:
             fits = self._peak(steps, num_steps) <= self.pool
         else:
-            crowd = sum(map(len, (*self._all_blocks(), *waiting)))
+            here = map(len, (*self._all_blocks(), *waiting))
             is_turn = (
-                not self.running or self.pace.is_reached(self.now) or crowd <= CROWD * self.pool
+                not self.running
+                or self.pace.is_reached(self.now)
+                or not is_crowded(here, IMAGES, self.pool)
             )
             fits = is_turn and self._share_out(name, steps, num_steps)
         if fits:
@@ -132,7 +134,7 @@ class Simulation:
         self.ledger.admit(name, steps, found.tolist())
         self.blocks[name] = found
         self.shares[found] += 1
-        passes = int((num_steps - steps).sum()) / self.pool
+        passes = block_passes(steps, num_steps) / self.pool
         self.pace.start(self.now, passes, alone=not self.running)
         return True
 

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.policy import Progress
-from zipar_vllm.engine.admission import FREE, NEVER, BlockLedger, Pace
+from zipar_vllm.engine.admission import (
+    FREE,
+    NEVER,
+    BlockLedger,
+    Pace,
+    block_passes,
+    is_crowded,
+)
 from zipar_vllm.params import ImageParams
 
 WINDOWS = {
@@ -93,6 +100,18 @@ def test_what_an_aborted_heir_leaves_may_be_inherited_again() -> None:
     assert found.tolist() == [FREE, 1, FREE]
 
 
+def test_a_crowd_needs_twice_the_cache_and_more_than_as_many_as_may_run() -> None:
+    assert not is_crowded([5, 5, 10], most_images=8, usable=10)
+    assert is_crowded([5, 5, 10, 1], most_images=8, usable=10)
+    assert is_crowded([5, 5, 10, 1], most_images=3, usable=10)
+    assert not is_crowded([5, 5, 10, 1], most_images=2, usable=10)
+
+
+def test_an_image_s_blocks_are_counted_in_each_of_its_steps() -> None:
+    assert block_passes(np.array([0, 3, 6, 8]), 9) == 9 + 6 + 3 + 1
+    assert block_passes(np.zeros(4, dtype=np.int64), None) == 0
+
+
 def test_starts_are_put_off_by_what_the_cache_has_to_do_for_those_before() -> None:
     pace = Pace()
     assert pace.is_reached(0)
@@ -146,7 +165,7 @@ class Room:
         found = self.ledger.find(steps, len(free), left)
         if found is None or (self.running and not self.pace.is_reached(self.now)):
             return False
-        passes = len(steps) * (job.policy.num_steps or 0) / len(self.shares)
+        passes = block_passes(steps, job.policy.num_steps) / len(self.shares)
         self.pace.start(self.now, passes, alone=not self.running)
         blocks = [free.pop() if block == FREE else block for block in found.tolist()]
         self.ledger.admit(name, steps, blocks)

@@ -13,7 +13,7 @@ the eldest: all images end, none is preempted, and whoever is to be admitted nex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -101,6 +101,29 @@ class BlockLedger:
 
 CROWD = 2
 """How many times the cache all images that are here must need for starts to be put off."""
+
+
+def is_crowded(blocks: Iterable[int], most_images: int, usable: int) -> bool:
+    """Whether the cache would have to be much larger, and is less than as many as may run need.
+
+    Args:
+        blocks: What each image needs that is here, those first that come first.
+        most_images: As many may run at a time.
+        usable: Blocks of the cache.
+    """
+    needed = 0
+    for number, own in enumerate(blocks, 1):
+        needed += own
+        if needed > CROWD * usable:
+            return True
+        if number == most_images and needed <= usable:
+            return False
+    return False
+
+
+def block_passes(block_steps: IntArray, num_steps: int | None) -> int:
+    """The blocks that an image holds in each of its steps, added up; 0 if that is not known."""
+    return 0 if num_steps is None else int((num_steps - block_steps).sum())
 
 
 class Pace:

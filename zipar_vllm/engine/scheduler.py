@@ -14,10 +14,10 @@ from typing import Any
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.decoding.pass_cost import PassCost
-from zipar_vllm.decoding.policy import DraftCount, IntArray
+from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.models.registry import load_spec
 
-from .admission import CROWD, BlockLedger, Pace
+from .admission import BlockLedger, Pace, block_passes, is_crowded
 from .arguments import check_config
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity, usable_blocks
@@ -130,11 +130,6 @@ class _Running:
             return plain_steps - (self.draft_count.plain_steps if self.next_step else 0)
         return (self._policy.num_steps or self.next_step) - self.next_step
 
-    def block_passes(self) -> int:
-        """The KV blocks that it holds in each of its steps, added up; 0 if that is not known."""
-        num_steps = self._policy.num_steps
-        return 0 if num_steps is None else int((num_steps - self.block_steps).sum())
-
     def is_scheduled(self) -> bool:
         """Whether its last step is known and was scheduled."""
         return self.next_step == self._policy.num_steps
@@ -182,7 +177,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self.kv_cache_manager = ImageKVCacheManager(
             self.kv_cache_manager,
             self._ledger,
-            block_steps=self._block_steps,
+            block_steps=lambda request: self._images[request.request_id].block_steps,
             steps_left=self._steps_left,
             may_start=self._may_start,
             started=self._started,
@@ -374,9 +369,6 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._drafts = DraftCount(0, 0, 0)
         return stats  # type: ignore[no-any-return]
 
-    def _block_steps(self, request: Request) -> IntArray:
-        return self._images[request.request_id].block_steps
-
     def _steps_left(self) -> dict[str, int]:
         """Of the running images of which it is known, the steps until each ends."""
         left = {r.request_id: self._images[r.request_id].steps_left() for r in self.running}
@@ -392,27 +384,13 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         jobs = [self._images[r.request_id].job for r in (*self.running, request)]
         if sum(job.max_inputs for job in jobs) > self._token_budget:
             return False
-        return (
-            not self.running
-            or self._pace.is_reached(self._planned_passes)
-            or not self._is_crowded()
-        )
-
-    def _is_crowded(self) -> bool:
-        """Whether the cache would have to be much larger, more than the number that may run."""
-        usable, needed = self._usable_blocks(), 0
-        for number, request in enumerate(chain(self.running, self.waiting), 1):
-            image = self._images.get(request.request_id)
-            needed += 0 if image is None else len(image.block_steps)
-            if needed > CROWD * usable:
-                return True
-            if number == self.max_num_running_reqs and needed <= usable:
-                return False
-        return False
+        if not self.running or self._pace.is_reached(self._planned_passes):
+            return True
+        here = (self._images.get(r.request_id) for r in chain(self.running, self.waiting))
+        blocks = (len(image.block_steps) for image in here if image is not None)
+        return not is_crowded(blocks, self.max_num_running_reqs, usable_blocks(self.vllm_config))
 
     def _started(self, request: Request) -> None:
-        passes = self._images[request.request_id].block_passes() / self._usable_blocks()
+        image, usable = self._images[request.request_id], usable_blocks(self.vllm_config)
+        passes = block_passes(image.block_steps, image.job.policy.num_steps) / usable
         self._pace.start(self._planned_passes, passes, alone=not self.running)
-
-    def _usable_blocks(self) -> int:
-        return usable_blocks(self.vllm_config)
