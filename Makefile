@@ -71,10 +71,14 @@ train: $(STAMP)  ## the demo model's recipe, from the data to the files, in buil
 bench: $(STAMP)  ## measure ZipAR beside stock vLLM
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 
-bench-gpu: $(STAMP)  ## on a GPU: the kernels' tests, what they compile to, attention alone
-	-$(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py tests/decoding/test_triton_sampl*.py
-	-$(BIN)/python -m benchmarks.gpu.compiled --processes 8
-	-$(BIN)/python -m benchmarks.gpu.kernel $(ARGS)
+# Each part on its own, and eight minutes at most: what fails or takes longer keeps none of the others.
+bench-gpu: $(STAMP)  ## on a GPU: kernels' tests, what they compile to, attention, steps, beside stock vLLM
+	-timeout 480 $(BIN)/python -m pytest -m gpu
+	-timeout 480 $(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py tests/decoding/test_triton_sampl*.py
+	-timeout 480 $(BIN)/python -m benchmarks.gpu.compiled --processes 8
+	-timeout 480 $(BIN)/python -m benchmarks.gpu.kernel
+	-timeout 480 $(BIN)/python -m benchmarks.gpu.step
+	-timeout 480 $(BIN)/python -m benchmarks.gpu.engines
 
 $(VENV)-load/.installed: requirements/load.txt
 	@test -x $(VENV)-load/bin/python || $(PYTHON) -m venv $(VENV)-load

@@ -77,7 +77,7 @@ def stock_engine(path: Path, **arguments: Any) -> Callable[[Setting], Run]:
     sampling = SamplingParams(
         temperature=0.0, max_tokens=grid.num_positions, ignore_eos=True, detokenize=False
     )
-    llm = LLM(str(path), **ENGINE, **arguments)
+    llm = LLM(str(path), **ENGINE | arguments)
 
     def run(setting: Setting) -> Run:
         start = time.perf_counter()
@@ -94,7 +94,7 @@ def zipar_engine(path: Path, **arguments: Any) -> Callable[[Setting], Run]:
     """Our engine, as the server starts it."""
     from zipar_vllm import ImageLLM
 
-    llm = ImageLLM(path, **ENGINE, **arguments)
+    llm = ImageLLM(path, **ENGINE | arguments)
     columns = next(iter(llm.model.spec.grids.values())).columns
 
     def run(setting: Setting) -> Run:
@@ -114,17 +114,16 @@ def zipar_engine(path: Path, **arguments: Any) -> Callable[[Setting], Run]:
     return run
 
 
-def measure(mode: str, options: argparse.Namespace) -> list[Record]:
+def measure(
+    mode: str,
+    options: argparse.Namespace,
+    settings: Sequence[Setting],
+    path: Path,
+    **arguments: Any,
+) -> list[Record]:
     """Start the engine and measure each setting, warmed up; to be run in a fresh process."""
     engine = {"stock": stock_engine, "zipar": zipar_engine}[mode]
-    run = engine(
-        options.model,
-        dtype=options.dtype,
-        enforce_eager=options.eager,
-        # 16 guided images of the embedded model, or of one of LlamaGen-B's size
-        kv_cache_memory_bytes=512 << 20 if options.model == DEMO_PATH else 2 << 30,
-    )
-    settings = settings_of(mode, options.windows, options.requests)
+    run = engine(path, dtype=options.dtype, enforce_eager=options.eager, **arguments)
     bystanders = Bystanders()
     runs: dict[Setting, list[Run]] = {}
     for number, setting in enumerate(settings, 1):
@@ -143,7 +142,7 @@ def measure(mode: str, options: argparse.Namespace) -> list[Record]:
 
 
 def settings_of(mode: str, windows: Sequence[int], requests: Sequence[int]) -> list[Setting]:
-    """What one engine is measured at; guidance only where the engine has it."""
+    """What an engine is measured at; guidance only where the engine has it."""
     if mode == "stock":
         return [Setting(None, n, False) for n in requests]
     plain = [Setting(w, n, False) for w in windows for n in requests]
@@ -223,7 +222,11 @@ def main() -> None:
     if options.engine:
         if options.engine == "zipar":
             set_environment()
-        records = measure(options.engine, options)
+        settings = settings_of(options.engine, options.windows, options.requests)
+        # 16 guided images of the embedded model, or of one of LlamaGen-B's size
+        memory = 512 << 20 if options.model == DEMO_PATH else 2 << 30
+        path = options.model
+        records = measure(options.engine, options, settings, path, kv_cache_memory_bytes=memory)
         if options.json:
             print(json.dumps([asdict(record) for record in records]))
         else:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import torch
 
 from zipar_vllm import cpu
 
@@ -21,12 +22,13 @@ _CACHE = Path.home() / ".cache" / "zipar_vllm-avx2"
 
 
 def machine_name(instructions: str | None = None) -> str:
-    """The processor, what it has for matrices, and the cores this process may use.
+    """The GPU if there is one, the processor, what it has for matrices, and the cores it may use.
 
     Args:
         instructions: What this process was held to, one of :data:`INSTRUCTIONS`.
     """
-    return cpu.describe() + (f" (held to {instructions.upper()})" if instructions else "")
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return gpu + cpu.describe() + (f" (held to {instructions.upper()})" if instructions else "")
 
 
 def environment_for(instructions: str | None) -> dict[str, str]:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import roofline
 from benchmarks.report import RESULTS, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/load.md", "docs/numerics.md")
+PAGES = ("README.md", "docs/load.md", "docs/numerics.md", "docs/performance.md")
 BLOCK = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
@@ -58,11 +59,26 @@ def latency_table(records: Sequence[dict[str, Any]]) -> list[str]:
     return markdown_table(head + [f"{count} at a time" for count in others], rows)
 
 
-def _latency(name: str) -> list[str]:
+def _latency(
+    name: str, table: Callable[[Sequence[dict[str, Any]]], list[str]] = latency_table
+) -> list[str]:
     records = json.loads((RESULTS / f"{name}.json").read_text())
     first = records[0]
     where = f"{first['machine']}, {first['dtype']}; `{first['command']}`:"
-    return [where, "", *latency_table(records)]
+    return [where, "", *table(records)]
+
+
+def step_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Where a step's time goes, without guidance, fewest and most images at a time."""
+    plain = [r for r in records if not r["guidance"] and r["mode"] == "zipar"]
+    counts = {record["requests"] for record in plain}
+    parts = ("prepare", "forward", "sample", "overhead", "total")
+    rows = [
+        [str(r["window"]), str(r["requests"]), *(f"{r['step_ms'][part]:.2f}" for part in parts)]
+        for r in sorted(plain, key=lambda record: (-record["window"], record["requests"]))
+        if r["requests"] in (min(counts), max(counts))
+    ]
+    return markdown_table(["window", "images", *(f"{part}, ms" for part in parts)], rows)
 
 
 def drafts_table(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -131,6 +147,12 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "latency-avx2": lambda: _latency("latency_avx2"),
     "drafts": lambda: _drafts("drafts"),
     "latency-llamagen-b": lambda: _latency("latency_llamagen_b"),
+    "step": lambda: _latency("latency", step_table),
+    "admission": lambda: _whole("admission"),
+    "memory": roofline.memory_table,
+    "free-inputs": roofline.free_inputs_table,
+    "roofline": roofline.roofline_table,
+    "grids": roofline.grid_table,
     "http": lambda: http_table(json.loads((RESULTS / "load.json").read_text())),
     "load": lambda: _whole("load"),
     "soak": lambda: _whole("soak"),

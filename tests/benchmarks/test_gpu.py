@@ -7,9 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from benchmarks.gpu import engines as engines_benchmark
 from benchmarks.gpu import kernel as kernel_benchmark
+from benchmarks.gpu import step as step_benchmark
+from benchmarks.latency_report import Setting
+from benchmarks.shapes import TINY
 from tests.interpreted import has_gpu
+from zipar_vllm.models.registry import load_image_model
+
+from .test_latency_report import STOCK
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -49,3 +57,58 @@ def test_the_kernel_s_benchmark_runs(tmp_path):
         assert records[what]["largest_error"] < 1e-5, what
     assert records["this kernel"]["queries"] == 4
     assert "| 2 | this kernel |" in (tmp_path / "kernel.md").read_text()
+
+
+def test_a_step_s_benchmark_runs(tmp_path):
+    """Tried out on a CPU: a whole image of each window is decoded as elsewhere, captured or not."""
+    device = "cuda" if has_gpu() else "cpu"
+    words = f"--device {device} --dtype float32 --shapes tiny --images 1 2 --output {tmp_path}"
+    failed = step_benchmark.main(words.split())
+    records = json.loads((tmp_path / "step.json").read_text())
+    assert [(r["images"], r["window"]) for r in records[::2]] == [(1, 8), (1, 4), (2, 8), (2, 4)]
+    eager, captured = records[::2], records[1::2]
+    assert not any(record["failed"] for record in eager)
+    assert all(record["ms"] >= record["host_ms"] > 0 for record in eager)
+    # Two lanes; raster order feeds a token, window 4 one of each row under way.
+    assert [record["inputs"] for record in eager] == [2, 4, 4, 8]
+    if not has_gpu():
+        assert failed
+        assert all(record["failed"] for record in captured)
+    assert "| tiny | 2 | 4 | 8 | eager |" in (tmp_path / "step.md").read_text()
+
+
+def test_a_step_s_benchmark_goes_on_with_the_next_shape(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(step_benchmark.SHAPES, "emu3", None)
+    words = f"--device cpu --dtype float32 --shapes emu3 tiny --images 1 --output {tmp_path}"
+    assert step_benchmark.main(words.split())
+    assert "emu3: AttributeError" in capsys.readouterr().err
+    assert {r["shape"] for r in json.loads((tmp_path / "step.json").read_text())} == {"tiny"}
+
+
+def test_the_engines_benchmark_has_a_model_for_both(tmp_path):
+    """What both engines load but for the weights, which vLLM makes up."""
+    engines_benchmark.write_model(tmp_path, TINY, 6, 8)
+    model = load_image_model(tmp_path)
+    (grid,) = model.spec.grids.values()
+    assert (grid.rows, grid.columns, grid.row_terminator) == (6, 8, True)
+    prompts = model.prompts("red apple", None, grid, False)
+    assert max(prompts.conditional) < TINY.columns - TINY.num_codes
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.hidden_size, config.num_key_value_heads, config.vocab_size) == (128, 2, 200)
+
+
+def test_the_engines_benchmark_writes_what_one_engine_gave(tmp_path, monkeypatch):
+    def run_engine(mode, folder, options):
+        if mode == "stock":
+            raise RuntimeError("no such engine")
+        assert engines_benchmark.parse(options.words).shape == "tiny"
+        return [STOCK]
+
+    monkeypatch.setattr(engines_benchmark, "run_engine", run_engine)
+    assert engines_benchmark.main(["--shape", "tiny", "--output", str(tmp_path)]) == 1
+    assert len(json.loads((tmp_path / "engines.json").read_text())) == 1
+    assert "stock failed" in (tmp_path / "engines.md").read_text()
+    assert engines_benchmark.settings_of("zipar", 8, [1, 4])[2:] == [
+        Setting(4, 1, False),
+        Setting(4, 4, False),
+    ]

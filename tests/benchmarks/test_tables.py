@@ -2,7 +2,16 @@
 
 import pytest
 
-from benchmarks.tables import PAGES, ROOT, TABLES, drafts_table, fill, http_table, latency_table
+from benchmarks.tables import (
+    PAGES,
+    ROOT,
+    TABLES,
+    drafts_table,
+    fill,
+    http_table,
+    latency_table,
+    step_table,
+)
 
 
 def latency(mode, window, requests, seconds, guidance=False):
@@ -60,6 +69,24 @@ def test_drafts_are_listed_from_the_widest_window():
         "| window 24, raster order | auto | 60 | 8.00 (4.00x) |",
         "| window 4 | 0 | 116 | 8.00 |",
         "| window 4 | auto | 40 | 10.00 (1.25x) |",
+    ]
+
+
+def test_steps_are_listed_by_window_for_fewest_and_most_images():
+    times = {"prepare": 0.1, "forward": 0.5, "sample": 0.2, "overhead": 0.2, "total": 1.0}
+    records = [
+        latency("zipar", window, count, 1.0, guidance) | {"step_ms": times}
+        for window in (4, 24)
+        for count in (1, 4, 16)
+        for guidance in (False, True)
+    ]
+    assert step_table([*records, latency("stock", None, 1, 2.0)]) == [
+        "| window | images | prepare, ms | forward, ms | sample, ms | overhead, ms | total, ms |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 24 | 1 | 0.10 | 0.50 | 0.20 | 0.20 | 1.00 |",
+        "| 24 | 16 | 0.10 | 0.50 | 0.20 | 0.20 | 1.00 |",
+        "| 4 | 1 | 0.10 | 0.50 | 0.20 | 0.20 | 1.00 |",
+        "| 4 | 16 | 0.10 | 0.50 | 0.20 | 0.20 | 1.00 |",
     ]
 
 

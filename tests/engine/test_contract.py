@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from vllm.model_executor.warmup import kernel_warmup, mamba_triton_warmup
 from vllm.platforms import cpu
+from vllm.v1.core import block_pool, single_type_kv_cache_manager
 
 from zipar_vllm.engine import vllm_api, worker
 from zipar_vllm.engine.kv_cache import ImageKVCacheManager
@@ -115,6 +116,17 @@ def test_allocation_takes_lookahead() -> None:
         "request",
         "num_new_tokens",
     ]
+
+
+def test_blocks_may_be_shared_and_told_by_their_ids() -> None:
+    """What an inherited block needs of vLLM's pool, and where a request's blocks stand."""
+    pool = inspect.getsource(vllm_api.KVCacheManager) + inspect.getsource(block_pool.BlockPool)
+    for name in ("block_pool", "coordinator", "blocks"):
+        assert f"self.{name}" in pool
+    assert list(inspect.signature(block_pool.BlockPool.touch).parameters) == ["self", "blocks"]
+    assert "block.ref_cnt -= 1" in inspect.getsource(block_pool.BlockPool.free_blocks)
+    manager = inspect.getsource(single_type_kv_cache_manager.SingleTypeKVCacheManager)
+    assert "self.req_to_blocks: defaultdict[str, list[KVCacheBlock]]" in manager
 
 
 def test_scheduler_output_only_adds_what_it_says() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.params import ImageParams
 
-from .policy import Policy, make_policy
+from .policy import IntArray, Policy, make_policy
 from .scoring import scoring
 
 
@@ -65,3 +67,21 @@ class ImageJob:
     def num_blocks(self, block_size: int) -> int:
         """KV blocks of the whole image: its exact demand, known before it starts."""
         return sum(self.lane_blocks(block_size))
+
+    def block_steps(self, block_size: int) -> IntArray:
+        """The first step that may write to each of its KV blocks: int64 ``[num_blocks]``.
+
+        Lane after lane. A block is needed from then on until the image ends, as later rows see all
+        earlier ones. Where it is not known beforehand what a step feeds, all may be needed by the
+        first; and a picture to score is fed faster than its orders tell.
+        """
+        policy = self.policy
+        orders, num_steps = policy.orders, policy.num_steps
+        steps = []
+        for prompt, count in zip(self.lane_prompts, self.lane_blocks(block_size), strict=True):
+            first = np.zeros(count * block_size, dtype=np.int64)
+            if orders is not None and num_steps is not None and not self.picture:
+                first[prompt:] = num_steps - 1  # some blocks have no position that is ever fed
+                first[prompt : prompt + len(orders)] = np.minimum(orders, num_steps - 1)
+            steps.append(first.reshape(count, block_size).min(axis=1))
+        return np.concatenate(steps)

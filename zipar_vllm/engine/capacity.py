@@ -8,6 +8,11 @@ from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.errors import ImageTooLargeError
 
 
+def usable_blocks(vllm_config: Any) -> int:
+    """KV blocks for images, once the engine has sized its KV cache: one is vLLM's null block."""
+    return int(vllm_config.cache_config.num_gpu_blocks) - 1
+
+
 def check_capacity(job: ImageJob, vllm_config: Any) -> None:
     """Raise if the image can never fit, however long it waits.
 
@@ -20,7 +25,7 @@ def check_capacity(job: ImageJob, vllm_config: Any) -> None:
     """
     cache = vllm_config.cache_config
     needed = job.num_blocks(cache.block_size)
-    usable = cache.num_gpu_blocks - 1  # one is vLLM's null block
+    usable = usable_blocks(vllm_config)
     if needed > usable:
         raise ImageTooLargeError(f"the image needs {needed} KV blocks, the cache has {usable}")
     budget = vllm_config.scheduler_config.max_num_batched_tokens

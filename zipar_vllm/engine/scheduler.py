@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import chain
 from typing import Any
 
 from zipar_vllm.core.grid import Grid
@@ -16,9 +17,10 @@ from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.models.registry import load_spec
 
+from .admission import BlockLedger, Pace, block_passes, is_crowded
 from .arguments import check_config
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
-from .capacity import check_capacity
+from .capacity import check_capacity, usable_blocks
 from .drafts import DraftChooser, Experience, make_experience
 from .kv_cache import ImageKVCacheManager
 from .messages import ImageRunnerOutput, ImageSchedulerOutput
@@ -48,6 +50,7 @@ class _Running:
 
     Attributes:
         job: The image.
+        block_steps: The first step that may write to each of its KV blocks.
         next_step: The step to schedule next; 0 is the prefill's last.
         steps_taken: Forward passes whose result is known.
         drafts: Plain steps that the pass to come looks ahead.
@@ -57,6 +60,7 @@ class _Running:
     __slots__ = (
         "_chooser",
         "_policy",
+        "block_steps",
         "draft_count",
         "drafts",
         "job",
@@ -64,9 +68,10 @@ class _Running:
         "steps_taken",
     )
 
-    def __init__(self, job: ImageJob, chooser: DraftChooser | None) -> None:
+    def __init__(self, job: ImageJob, block_size: int, chooser: DraftChooser | None) -> None:
         self._policy = job.policy
         self.job = job
+        self.block_steps = job.block_steps(block_size)
         self.next_step = 0
         self.steps_taken = 0
         self.drafts = 0
@@ -118,6 +123,13 @@ class _Running:
             return 1
         return max(1, self._policy.num_steps - self.next_step)
 
+    def steps_left(self) -> int:
+        """Steps still to be scheduled, at most; 0 where that is not known, or none is left."""
+        if self.draft_count is not None:
+            plain_steps = self.job.grid.num_steps(self.job.params.window)
+            return plain_steps - (self.draft_count.plain_steps if self.next_step else 0)
+        return (self._policy.num_steps or self.next_step) - self.next_step
+
     def is_scheduled(self) -> bool:
         """Whether its last step is known and was scheduled."""
         return self.next_step == self._policy.num_steps
@@ -159,8 +171,16 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._passes = 1
         self._pass_seconds = float("inf")  # until the first one is measured
         self._planned_at = 0.0
+        self._ledger = BlockLedger()
+        self._planned_passes = 0  # since the start
+        self._pace = Pace()
         self.kv_cache_manager = ImageKVCacheManager(
-            self.kv_cache_manager, self._num_blocks, self._may_start
+            self.kv_cache_manager,
+            self._ledger,
+            block_steps=lambda request: self._images[request.request_id].block_steps,
+            steps_left=self._steps_left,
+            may_start=self._may_start,
+            started=self._started,
         )
 
     def add_request(self, request: Request) -> None:
@@ -174,7 +194,8 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             logger.error("refused image %s: %s", request.request_id, error)
             refuse(self, request)
             return
-        self._images[request.request_id] = _Running(job, self._make_chooser(job))
+        chooser = self._make_chooser(job)
+        self._images[request.request_id] = _Running(job, self.block_size, chooser)
 
     def schedule(self, throttle_prefills: bool = False) -> ImageSchedulerOutput:
         """Plan a forward pass: a step of every running image, and prompts where they fit.
@@ -186,7 +207,13 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         running = (self._images[request.request_id] for request in self.running)
         self.max_num_scheduled_tokens = self._token_budget - sum(i.width() - 1 for i in running)
         self._stepping = []
+        # vLLM passes over a request that has nothing to compute.
+        waiting = [request for request in self.running if self._has_to_wait(request)]
+        for request in waiting:
+            request.num_output_placeholders -= 1
         output = super().schedule(throttle_prefills)
+        for request in waiting:
+            request.num_output_placeholders += 1
         new = [request.req_id for request in output.scheduled_new_reqs]
         jobs = {request_id: self._images[request_id].job for request_id in new}
         self._planned_at = time.perf_counter()
@@ -202,6 +229,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         super()._update_after_schedule(scheduler_output)
         self._choose_drafts(scheduler_output)
         self._passes = self._count_passes(scheduler_output)
+        self._planned_passes += self._passes
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests[request_id]
             if request.is_prefill_chunk:
@@ -212,6 +240,8 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             if image.is_scheduled():
                 # Without a placeholder vLLM stops scheduling the request.
                 request.num_output_placeholders -= 1
+                # Steps run in order, so whoever is to have its blocks may write in the next one.
+                self._ledger.end(request_id)
 
     def _choose_drafts(self, scheduler_output: SchedulerOutput) -> None:
         """Let images look ahead as far as they want and the step, once all is in it, has room."""
@@ -241,7 +271,9 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         for request_id in scheduler_output.num_scheduled_tokens:
             if passes <= 1 or self.requests[request_id].is_prefill_chunk:
                 return 1
-            passes = min(passes, self._images[request_id].steps_ahead())
+            image = self._images[request_id]
+            until_wait = self._ledger.first_wait(request_id) - image.next_step
+            passes = min(passes, image.steps_ahead(), until_wait)
         return max(1, passes)
 
     def update_from_output(
@@ -311,6 +343,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         """Free both lanes; the number of steps taken travels back with the last output."""
         image = self._images.pop(request.request_id, None)
+        self._ledger.end(request.request_id)
         transfer, encoder = super()._free_request(request, delay_free_blocks)
         if image is not None:
             transfer = put_steps(transfer, image.steps_taken, image.draft_count)
@@ -336,10 +369,28 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._drafts = DraftCount(0, 0, 0)
         return stats  # type: ignore[no-any-return]
 
-    def _num_blocks(self, request: Request) -> int:
-        return self._images[request.request_id].job.num_blocks(self.block_size)
+    def _steps_left(self) -> dict[str, int]:
+        """Of the running images of which it is known, the steps until each ends."""
+        left = {r.request_id: self._images[r.request_id].steps_left() for r in self.running}
+        return {request_id: steps for request_id, steps in left.items() if steps}
+
+    def _has_to_wait(self, request: Request) -> bool:
+        """Whether its next step would write to a block that another image still holds."""
+        first_wait = self._ledger.first_wait(request.request_id)
+        return first_wait <= self._images[request.request_id].next_step
 
     def _may_start(self, request: Request) -> bool:
-        """Whether every running image and this one fit into a step at their widest."""
+        """Whether every running image and this one fit into a step at their widest, and it may."""
         jobs = [self._images[r.request_id].job for r in (*self.running, request)]
-        return sum(job.max_inputs for job in jobs) <= self._token_budget
+        if sum(job.max_inputs for job in jobs) > self._token_budget:
+            return False
+        if not self.running or self._pace.is_reached(self._planned_passes):
+            return True
+        here = (self._images.get(r.request_id) for r in chain(self.running, self.waiting))
+        blocks = (len(image.block_steps) for image in here if image is not None)
+        return not is_crowded(blocks, self.max_num_running_reqs, usable_blocks(self.vllm_config))
+
+    def _started(self, request: Request) -> None:
+        image, usable = self._images[request.request_id], usable_blocks(self.vllm_config)
+        passes = block_passes(image.block_steps, image.job.policy.num_steps) / usable
+        self._pace.start(self._planned_passes, passes, alone=not self.running)
