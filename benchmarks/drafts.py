@@ -16,9 +16,11 @@ from pathlib import Path
 
 from benchmarks import latency
 from benchmarks.machine import machine_name
+from benchmarks.random_models import LLAMAGEN_B, named_model
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm import ImageLLM
 from zipar_vllm.llm import DecodedImage
+from zipar_vllm.models import DEMO_PATH
 
 PROMPTS = ("red apple", "pizza", "alien", "balloon", "bee", "banana")
 DRAFTS: tuple[int | str, ...] = (0, 4, 8, 16, "auto")
@@ -150,7 +152,7 @@ def stock_images_per_s(options: argparse.Namespace) -> dict[int, float]:
     """Stock vLLM's images per second, by the number of requests."""
     words = ["--requests", *map(str, options.requests), "--repeats", str(options.rounds)]
     words += ["--eager"] * options.eager
-    words += ["--model", options.model] if options.model else []
+    words += ["--model", str(options.model)]
     words += [] if options.dtype == "auto" else ["--dtype", options.dtype]
     records = latency.run_engine("stock", latency.parse(words))
     return {record.requests: record.images_per_s for record in records}
@@ -159,7 +161,12 @@ def stock_images_per_s(options: argparse.Namespace) -> dict[int, float]:
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drafts", description=__doc__)
-    parser.add_argument("--model", help="folder of an image model (default: the embedded one)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=DEMO_PATH,
+        help=f"a folder, or {LLAMAGEN_B}: random, of that size (default: the embedded model)",
+    )
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 24])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--drafts", nargs="+", default=[str(number) for number in DRAFTS])
@@ -169,7 +176,21 @@ def main() -> None:
     parser.add_argument("--no-stock", action="store_true", help="not beside stock vLLM")
     parser.add_argument("--eager", action="store_true", help="do not compile the model")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="drafts", help="of the result files")
     options = parser.parse_args()
+    circumstances = f"{machine_name()}, {options.dtype}; `{command_line('benchmarks.drafts')}`"
+    with named_model(options.model) as options.model:
+        records = measure_all(options)
+    write_results(
+        options.output,
+        options.name,
+        [{**asdict(record), "circumstances": circumstances} for record in records],
+        make_table(records, circumstances),
+    )
+
+
+def measure_all(options: argparse.Namespace) -> list[Record]:
+    """All settings, after stock vLLM."""
     drafts = [int(text) if text.isdecimal() else text for text in options.drafts]
     stock = {} if options.no_stock else stock_images_per_s(options)
     records: list[Record] = []
@@ -193,13 +214,7 @@ def main() -> None:
                     stock.get(requests),
                 )
                 print(make_table(records[-len(drafts) :], ""))
-    circumstances = f"{machine_name()}, {options.dtype}; `{command_line('benchmarks.drafts')}`"
-    write_results(
-        options.output,
-        "drafts",
-        [{**asdict(record), "circumstances": circumstances} for record in records],
-        make_table(records, circumstances),
-    )
+    return records
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from benchmarks.latency_report import (
     merge_rounds,
 )
 from benchmarks.machine import INSTRUCTIONS, Bystanders, environment_for, machine_name
-from benchmarks.random_models import make_llamagen_b
+from benchmarks.random_models import LLAMAGEN_B, named_model
 from benchmarks.report import RESULTS, command_line, write_results
 from benchmarks.tether import run_tethered
 from server.cli.environment import set_environment
@@ -39,7 +38,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MODES = ("stock", "zipar")
 PROMPT = "red apple"
 GUIDANCE_SCALE = 2.0
-LLAMAGEN_B = "llamagen-b"
 ENGINE = {
     "max_model_len": 1024,
     "max_num_seqs": 16,
@@ -232,10 +230,7 @@ def main() -> None:
         else:
             print(make_tables(records))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        if str(options.model) == LLAMAGEN_B:
-            options.model = Path(folder, LLAMAGEN_B)
-            make_llamagen_b(options.model)
+    with named_model(options.model) as options.model:
         merged = merge_rounds(run_rounds(options))
     write_results(
         options.output, options.name, [asdict(record) for record in merged], make_tables(merged)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,8 +15,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.models.demo import SPEC_FILE
 
+LLAMAGEN_B = "llamagen-b"
 SIDE = 24
 CODES = 16_384
+
+
+@contextmanager
+def named_model(model: Path) -> Iterator[Path]:
+    """A model's folder: what is given, or a random model made for the moment where it is named."""
+    with tempfile.TemporaryDirectory() as folder:
+        if str(model) == LLAMAGEN_B:
+            model = Path(folder, LLAMAGEN_B)
+            make_llamagen_b(model)
+        yield model
 
 
 def make_llamagen_b(path: Path, layers: int = 12) -> None:
