@@ -13,6 +13,21 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a kernel divides a step's work, worked out on the host.
+
+    Attributes:
+        table: int32 ``[length]``, the kernel's own; it needs it on the device.
+        rows: Rows of a tile.
+        parts: Parts of tiles whose results are merged, at most.
+    """
+
+    table: NDArray[np.int32]
+    rows: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionInputs:
     """One step's queries, lane after lane.
 
@@ -34,6 +49,8 @@ class AttentionInputs:
         block_table: int64 ``[all lanes, slots / block_size]`` on the device; past a lane's end it
             names any valid block.
         block_size: Slots per block.
+        tiling: How the kernel divides the step, if that is worked out already.
+        tile_table: Its table on the device.
     """
 
     positions: torch.Tensor
@@ -46,6 +63,8 @@ class AttentionInputs:
     orders: torch.Tensor
     block_table: torch.Tensor
     block_size: int
+    tiling: Tiling | None = None
+    tile_table: torch.Tensor | None = None
 
 
 class AttentionKernel(Protocol):
@@ -80,4 +99,20 @@ class AttentionKernel(Protocol):
             scale: Multiplies the scores.
             output: ``[inputs, heads, head_size]``, written in place.
         """
+        ...
+
+
+class TilingKernel(AttentionKernel, Protocol):
+    """A kernel whose launches depend on a step's shape alone, so that they may be captured."""
+
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling:
+        """Divide a step; arguments as in :class:`AttentionInputs`."""
+        ...
+
+    def tile_words(self, max_keys: int) -> tuple[int, int]:
+        """The longest that a table is: so many words per input, and so many more."""
+        ...
+
+    def shapes(self, num_inputs: int, max_keys: int) -> list[Tiling]:
+        """Shapes that serve steps of up to so many inputs, with empty tables."""
         ...

@@ -98,8 +98,8 @@ class ImageDecoder:
         self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device, positions)
         self._device = device
         self._vocabulary = vocabulary
-        self._batches = BatchBuilder(self.table, device)
         self._sampler = StepSampler(self.table, vocabulary, device)
+        self._batches = BatchBuilder(self.table, self._sampler, device)
 
     def add(
         self,
