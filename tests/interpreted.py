@@ -27,6 +27,7 @@ def interpret() -> None:
     triton.knobs.runtime.interpret = True
     _multiply_bfloat16()
     _round_float8()
+    _compute_functions()
 
 
 def _multiply_bfloat16() -> None:
@@ -72,3 +73,21 @@ def _round_float8() -> None:
         return bits.to(twins[target]).view(integers).numpy()
 
     interpreter._convert_float = rounded
+
+
+def _compute_functions() -> None:
+    """Teach the interpreter CUDA's functions of float32: as torch computes them, here on a CPU."""
+    import torch
+    import triton.language as tl
+    from triton.language.extra import libdevice
+    from triton.runtime.interpreter import TensorHandle
+
+    def taught(function):
+        def compute(x):
+            numbers = function(torch.from_numpy(x.handle.data.copy())).numpy()
+            return tl.tensor(TensorHandle(numbers, tl.float32), x.type)
+
+        return compute
+
+    for name in ("exp", "log", "log1p"):
+        setattr(libdevice, name, taught(getattr(torch, name)))

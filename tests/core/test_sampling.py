@@ -226,12 +226,49 @@ def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
     )
 
 
-def test_of_equal_logits_exactly_k_remain():
-    count, k, n = 30, 3, 500
-    logits = np.zeros((n, count), dtype=np.float32)
-    _, arrays = rows_of(n, count, 0, temperature=1, top_k=k, top_p=1, min_p=0, seed=1)
-    arrays["position"] = np.arange(n)
-    assert len(set(run(logits, arrays))) == k
+@pytest.mark.parametrize(
+    ("cuts", "kept"),
+    [
+        ({"top_k": 3}, [0, 1, 2]),
+        ({"top_p": 0.31}, [0, 1, 2, 3]),
+        ({"top_p": 0.3}, [0, 1, 2, 3]),  # 0.3 is a little more than that as float32
+        ({"top_p": 0.5}, [0, 1, 2, 3, 4]),
+        ({"top_k": 8, "top_p": 0.25}, [0, 1]),
+    ],
+)
+def test_of_equal_logits_the_lowest_tokens_are_kept(cuts, kept):
+    """Zeros of either sign are equal; and however wide the batch is sorted."""
+    logits = np.tile(np.array([0.0, -0.0], dtype=np.float32), (300, 5))
+    fixed = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, **cuts}
+    _, arrays = rows_of(300, 10, 0, **fixed)
+    assert sorted(set(run(logits, arrays))) == kept
+    weights = batch_of(arrays).probabilities(torch.from_numpy(logits))
+    assert weights[0].nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("others", [{}, {"top_k": 4}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_of_equal_logits_greedy_takes_the_lowest_token(others):
+    """Whatever is sampled beside it."""
+    logits = np.zeros((2, 50), dtype=np.float32)
+    logits[:, [7, 21, 49]] = 1.5
+    _, arrays = rows_of(2, 50, 0, temperature=1, top_k=0, top_p=1, min_p=0)
+    for name, value in others.items():
+        arrays[name][1] = value
+    arrays["temperature"][0] = 0
+    assert run(logits, arrays)[0] == 7
+
+
+def test_of_equal_sums_the_lowest_token_is_drawn():
+    """Logits so large that the noise is lost on most of them; not in the order of the logits."""
+    logits = np.full((40, 20), 2.0**27, dtype=np.float32)
+    logits[:, 5] += 16  # the next number
+    _, arrays = rows_of(40, 20, 0, temperature=1, top_k=15, top_p=1, min_p=0)
+    sums = torch.from_numpy(logits)[:, :15] + gumbel_noise(
+        torch.from_numpy(arrays["seed"]), torch.from_numpy(arrays["position"]), 15
+    )
+    equal = sums == sums.amax(dim=1, keepdim=True)
+    assert (equal.sum(dim=1) > 1).any()
+    assert run(logits, arrays) == sums.argmax(dim=1).tolist()
 
 
 def test_the_smallest_top_p_keeps_the_highest_logit():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,18 +102,28 @@ class AttentionKernel(Protocol):
         """
         ...
 
-
-class TilingKernel(AttentionKernel, Protocol):
-    """A kernel whose launches depend on a step's shape alone, so that they may be captured."""
-
-    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling:
-        """Divide a step; arguments as in :class:`AttentionInputs`."""
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling | None:
+        """Divide a step; arguments as in :class:`AttentionInputs`. None if there is no need to."""
         ...
 
-    def tile_words(self, max_keys: int) -> tuple[int, int]:
-        """The longest that a table is: so many words per input, and so many more."""
+    def shapes(self, num_inputs: int, max_keys: int) -> Sequence[Tiling]:
+        """What launches may be captured for, of steps of so many inputs and keys per lane.
+
+        Returns:
+            Shapes without tiles: their tables are all zeros and as long as any. A captured step
+            serves those of as many rows, no more parts and no longer table. None if launches
+            depend on more than that.
+        """
         ...
 
-    def shapes(self, num_inputs: int, max_keys: int) -> list[Tiling]:
-        """Shapes that serve steps of up to so many inputs, with empty tables."""
-        ...
+
+class NotTiled:
+    """What a kernel answers that divides no step beforehand, and cannot be captured."""
+
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling | None:
+        """No need to."""
+        return None
+
+    def shapes(self, num_inputs: int, max_keys: int) -> Sequence[Tiling]:
+        """None."""
+        return []

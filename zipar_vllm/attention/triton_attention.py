@@ -9,8 +9,8 @@ Which tiles there are stands in a table on the device, and launches depend on no
 number of inputs, the tile's size and how many parts there is memory for. So a captured launch
 serves any step that fits (:meth:`TritonAttention.shapes`).
 
-It imports torch, numpy and triton only, as the kernels do (``triton_kernels.py``). Source of the split
-over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
+It imports torch, numpy and triton only, as the kernels do (``triton_kernels.py``). Source of the
+split over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TritonAttention:
         )
 
     def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling:
-        """Lay a step out in tiles and parts; see :class:`TilingKernel`."""
+        """Lay a step out in tiles and parts; see :class:`AttentionKernel`."""
         starts, keys = torch.from_numpy(lane_starts), torch.from_numpy(last_positions) + 1
         counts = starts.diff()
         rows = tile_rows(int(counts.max()) * self._group, self._head_size, self._dtype)
@@ -147,24 +147,15 @@ class TritonAttention:
         table = torch.cat([header, body.view(-1), merges.view(-1)]).to(torch.int32)
         return Tiling(table.numpy(), rows, int(numbers.sum()))
 
-    def tile_words(self, max_keys: int) -> tuple[int, int]:
-        """The longest table, of a tile per input; see :class:`TilingKernel`."""
-        return ENTRY.value * self._max_parts(max_keys) + MERGE.value, HEADER.value
-
     def shapes(self, num_inputs: int, max_keys: int) -> list[Tiling]:
-        """Tiles of every size that so many inputs may need; see :class:`TilingKernel`."""
-        split = self._max_parts(max_keys)
+        """A shape for tiles of every size that there may be; see :class:`AttentionKernel`."""
+        split = (max_keys - 1) // self._part_keys + 1
         parts = min(split * num_inputs, MAX_CAPTURED_PARTS) if split > 1 else 0
+        longest = HEADER.value + num_inputs * (ENTRY.value * split + MERGE.value)
+        table = np.zeros(longest, dtype=np.int32)
         rows = tile_rows(self._group, self._head_size, self._dtype)
         most = tile_rows(num_inputs * self._group, self._head_size, self._dtype)
-        shapes = []
-        while rows <= most:
-            shapes.append(Tiling(np.zeros(0, dtype=np.int32), rows, parts))
-            rows *= 2
-        return shapes
-
-    def _max_parts(self, max_keys: int) -> int:
-        return (max_keys - 1) // self._part_keys + 1
+        return [Tiling(table, rows << n, parts) for n in range((most // rows).bit_length())]
 
     def run(
         self,

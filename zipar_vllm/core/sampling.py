@@ -29,8 +29,11 @@ OPTION_DTYPES: dict[str, type[np.generic]] = {
 LEAST_TEMPERATURE = 1e-30
 """What is smaller counts as 0: logits over it overflow, and noise could only decide on ties."""
 
+BELOW_ONE = 1 - 2**-24
+"""The largest float32 below 1."""
+
 _MASK32 = 0xFFFFFFFF
-_BELOW_ONE = 1 - 2**-24  # the largest float32
+_WEIGHT_BITS = 36  # sums over 2**17 tokens are still exact in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,8 @@ class SamplingBatch:
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
         """Draw the tokens: temperature, then min-p, top-k and top-p, then Gumbel-max.
 
-        Of logits equal to the k-th highest, those with ``torch.topk``'s preference are kept: the
-        choice is the same every time, and exactly k remain.
+        Of equal logits the lowest tokens come first, in every cut as in the choice of the highest,
+        so that a token depends on nothing but its own logits and options.
 
         Args:
             logits: float32 ``[n, count]``.
@@ -152,8 +155,11 @@ class SamplingBatch:
         greedy = _is_greedy(self.temperature).unsqueeze(1)
         scaled, tokens = self._scale(logits)
         noise = gumbel_noise(self.seed, self.position, logits.shape[1], tokens)
-        choice = (scaled + noise.masked_fill(greedy, 0.0)).argmax(dim=-1, keepdim=True)
-        return (choice if tokens is None else tokens.gather(1, choice)).squeeze(1)
+        scaled = scaled + noise.masked_fill(greedy, 0.0)
+        if tokens is None:
+            return scaled.argmax(dim=-1)
+        is_highest = scaled >= scaled.amax(dim=-1, keepdim=True)
+        return torch.where(is_highest, tokens, logits.shape[1] - 1).amin(dim=-1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The distributions that :meth:`sample` draws from: float32 ``[n, count]``.
@@ -179,8 +185,8 @@ class SamplingBatch:
         if not self.flags.truncated:
             return scaled, None
         count = logits.shape[1]
-        scaled, tokens = scaled.topk(min(self.flags.top, count) or count, dim=-1)
-        return _truncate(scaled, self.top_k, self.top_p), tokens
+        tokens = _highest(scaled, min(self.flags.top, count) or count)
+        return _truncate(scaled.gather(1, tokens), self.top_k, self.top_p), tokens
 
 
 def _is_greedy(temperature: Any) -> Any:
@@ -188,15 +194,27 @@ def _is_greedy(temperature: Any) -> Any:
     return temperature < LEAST_TEMPERATURE
 
 
+def _highest(scaled: torch.Tensor, count: int) -> torch.Tensor:
+    """Tokens of the highest logits, from high to low; of equal logits the lowest token first."""
+    bits = (scaled + 0.0).view(torch.int32)  # -0.0 equals 0.0
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long().bitwise_left_shift_(32)
+    keys += torch.arange(_MASK32, _MASK32 - scaled.shape[1], -1, device=scaled.device)
+    return _MASK32 - (keys.topk(count, dim=-1).values & _MASK32)
+
+
 def _truncate(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Apply top-k and top-p to logits sorted from high to low; the highest always stays."""
+    """Apply top-k and top-p to logits sorted from high to low; the highest always stays.
+
+    Probabilities are added up as integers, which are the same in any order.
+    """
     rank = torch.arange(scaled.shape[1], device=scaled.device)
     limit = torch.where(top_k > 0, top_k, scaled.shape[1]).unsqueeze(1)
     scaled = scaled.masked_fill(rank >= limit, float("-inf"))
-    probabilities = scaled.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    outside = (before >= top_p.unsqueeze(1)) & (rank > 0)
-    return scaled.masked_fill(outside & (top_p < 1).unsqueeze(1), float("-inf"))
+    weights = (scaled - scaled[:, :1]).exp().mul_(2**_WEIGHT_BITS).long()
+    reached = weights.cumsum(dim=-1)
+    least = (reached[:, -1:] * top_p.double().unsqueeze(1)).ceil().long()
+    outside = (reached - weights >= least) & (top_p < 1).unsqueeze(1)
+    return scaled.masked_fill(outside, float("-inf"))
 
 
 def gumbel_noise(
@@ -244,7 +262,7 @@ def _random_bits(
 
 def _uniform(bits: torch.Tensor) -> torch.Tensor:
     """32 bits as float32 in (0, 1); the nearer to 0 the finer."""
-    return bits.float().add_(0.5).mul_(2**-32).clamp_(max=_BELOW_ONE)
+    return bits.float().add_(0.5).mul_(2**-32).clamp_(max=BELOW_ONE)
 
 
 def _hash_positions(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

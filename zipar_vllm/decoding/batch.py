@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.interface import AttentionInputs, Tiling
+from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel, Tiling
 from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
@@ -22,16 +22,8 @@ from zipar_vllm.core.visibility import UNWRITTEN
 from .header import Field, StepHeader
 from .policy import NO_INTS, IntArray, Verification
 from .sampler import StepSampler
-from .samples import MAX_SAMPLES, DraftBatch, SampleBatch
+from .samples import DraftBatch, SampleBatch
 from .table import ImageState, StateTable
-
-
-class Tiler(Protocol):
-    """Divides a step's attention; None if its kernel needs nothing of the kind."""
-
-    def __call__(
-        self, lanes: IntArray, lane_starts: IntArray, last_positions: IntArray, /
-    ) -> Tiling | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,25 +284,20 @@ class BatchBuilder:
         fields = {**FIELDS, **sampler.fields}
         if not table.has_model_positions:
             del fields["model_positions"]
-        self._fields = dict(sorted(fields.items(), key=lambda item: -item[1].words))
-        self._header = StepHeader(self._fields, device)
-
-    def widen(self, words_per_input: int, words: int) -> None:
-        """Make room for the longest table of a kernel that divides steps."""
-        self._header = StepHeader(self._fields, self._device, words_per_input, words)
+        self._header = StepHeader(fields, device)
 
     def lay_out(
         self,
         decoding: Sequence[ImageState],
         prefilling: Sequence[tuple[ImageState, int]],
-        tile: Tiler,
+        kernel: AttentionKernel,
     ) -> HostStep:
         """Lay out a step.
 
         Args:
             decoding: Images past their prompt.
             prefilling: Images in their prompt, with the number of prompt tokens to compute.
-            tile: Divides its attention.
+            kernel: Divides its attention.
         """
         layout = _Layout()
         for image in decoding:
@@ -329,7 +316,7 @@ class BatchBuilder:
             arrays=self._arrays(layout),
             lanes=lanes,
             num_decoding=num_decoding,
-            tiling=tile(*lanes),
+            tiling=kernel.tile(*lanes),
             samples=layout.samples(),
             embedded=layout.embedded,
         )
@@ -362,7 +349,7 @@ class BatchBuilder:
             capacity: Of a captured step: then all its tensors are as long, and the same each time.
         """
         arrays, samples = dict(step.arrays), step.samples
-        if 0 < len(samples) <= MAX_SAMPLES:  # else each part brings its own
+        if len(samples) > 0 and not samples.is_wide:  # else each part brings its own
             arrays["rows"] = [samples.inputs]
             arrays |= {name: [own] for name, own in self._sampler.columns(samples).items()}
         table = step.tiling.table if step.tiling else None

@@ -45,19 +45,14 @@ class StepHeader:
     """Sends steps' arrays, one copy per step. On a CPU they stay where they are filled in.
 
     Args:
-        fields: By name; those of 8 bytes have to come first.
+        fields: By name.
         device: The model's device.
-        tail: Words per entry, at most, of what follows the fields: int32, of any length.
-        tail_start: Words that it has beside these.
     """
 
-    def __init__(
-        self, fields: Mapping[str, Field], device: torch.device, tail: int = 0, tail_start: int = 0
-    ) -> None:
-        self._fields = fields
+    def __init__(self, fields: Mapping[str, Field], device: torch.device) -> None:
+        # Numbers of 8 bytes first, so that they are aligned.
+        self._fields = dict(sorted(fields.items(), key=lambda item: -item[1].words))
         self._device = device
-        self._tail = tail
-        self._tail_start = tail_start
         self._pieces: dict[int, _Piece] = {}
 
     def send(
@@ -70,7 +65,8 @@ class StepHeader:
 
         Args:
             arrays: By field, arrays that are joined; fields may be left out.
-            tail: What follows the fields.
+            tail: What follows the fields, of any length; for a captured step, no longer than when
+                it was captured.
             capacity: Of a captured step: fields are seen at their full length, padded. Else just
                 the entries that there are, of the fields that there are.
 
@@ -78,7 +74,8 @@ class StepHeader:
             Views by name, ``tail`` among them if there is one; valid until the next step.
         """
         counts = {name: sum(map(len, own)) for name, own in arrays.items()}
-        piece = self._piece(capacity or bucket(max(counts.values(), default=0)))
+        tail_length = 0 if tail is None else len(tail)
+        piece = self._piece(capacity or bucket(max(counts.values())), tail_length)
         host = piece.acquire()
         for name, own in arrays.items():
             count, target = counts[name], host.arrays[name]
@@ -90,19 +87,20 @@ class StepHeader:
             for name, field in self._fields.items():
                 host.arrays[name][counts.get(name, 0) :] = field.padding
         if tail is not None:
-            host.arrays["tail"][: len(tail)] = tail
-        piece.copy(host, 0 if tail is None else len(tail))
+            host.arrays["tail"][:tail_length] = tail
+        piece.copy(host, tail_length)
         if capacity:
             return piece.device.tensors
         if tail is not None:
-            counts["tail"] = len(tail)
+            counts["tail"] = tail_length
         return piece.device.first(counts)
 
-    def _piece(self, capacity: int) -> _Piece:
+    def _piece(self, capacity: int, tail: int) -> _Piece:
         found = self._pieces.get(capacity)
-        if found is None:
-            tail = self._tail * capacity + self._tail_start
-            found = self._pieces[capacity] = _Piece(self._fields, capacity, tail, self._device)
+        if found is None or len(found.device.tensors["tail"]) < tail:
+            # Longer than need be, so that it seldom has to grow.
+            found = _Piece(self._fields, capacity, bucket(tail), self._device)
+            self._pieces[capacity] = found
         return found
 
 

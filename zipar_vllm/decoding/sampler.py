@@ -30,7 +30,7 @@ class StepSampler:
         fields: What it needs of each sample on the device, brought there with the step.
     """
 
-    fields: Mapping[str, Field] = {}  # noqa: RUF012
+    fields: Mapping[str, Field] = {}
 
     def __init__(self, table: StateTable, vocabulary: Vocabulary, device: torch.device) -> None:
         self._table = table
@@ -67,11 +67,20 @@ class StepSampler:
             sampling = SamplingBatch.of(of_tokens, batch.grid_positions, self._device, batch.flags)
             codes = sampling.sample(logits)
             for kind, drafts in batch.drafts.items():
-                accepted |= self._verify(kind, drafts, batch, logits, codes, sampling)
+                index = self._to_device(drafts.entries)
+                codes[index], verdicts = self._verify(
+                    kind,
+                    drafts,
+                    batch,
+                    logits[index],
+                    codes[index],
+                    self._read(drafts.previous),
+                    sampling[index],
+                )
+                accepted |= verdicts
         tokens = self._to_device(batch.tokens)
         if len(batch.given):
-            given = self._to_device(batch.given)
-            codes[given] = self._vocabulary.codes(self._tokens[tokens[given]])
+            codes[self._to_device(batch.given)] = self._read(batch.tokens[batch.given])
         self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))
         if batch.logprobs and self._table.scores is not None:
             self._table.scores.view(-1, 2).index_copy_(0, tokens, score(logits, codes))
@@ -83,23 +92,26 @@ class StepSampler:
         drafts: DraftBatch,
         batch: SampleBatch,
         logits: torch.Tensor,
-        codes: torch.Tensor,
+        drawn: torch.Tensor,
+        previous: torch.Tensor,
         sampling: SamplingBatch,
-    ) -> dict[int, Sequence[bool]]:
-        """Have some drafts decided on; their codes are changed in place."""
-        index = self._to_device(drafts.entries)
-        previous = self._tokens[self._to_device(drafts.previous)]
-        codes[index], verdicts = self._verification(kind).verify(
+    ) -> tuple[torch.Tensor, dict[int, Sequence[bool]]]:
+        """Have some drafts decided on: the codes to keep, and by table index the verdicts."""
+        codes, verdicts = self._verification(kind).verify(
             Drafts(
                 images=self._to_device(batch.images[drafts.entries]),
-                logits=logits[index],
-                drawn=codes[index],
-                previous=self._vocabulary.codes(previous),
+                logits=logits,
+                drawn=drawn,
+                previous=previous,
                 attempts=drafts.attempts,
-                sampling=sampling[index],
+                sampling=sampling,
             )
         )
-        return _by_image(batch, drafts, verdicts)
+        return codes, _by_image(batch, drafts, verdicts)
+
+    def _read(self, places: NDArray[Any]) -> torch.Tensor:
+        """Codes of some of the table's tokens."""
+        return self._vocabulary.codes(self._tokens[self._to_device(places)])
 
     def _verification(self, kind: type[Verification]) -> Verification:
         """The one object of a kind; made when an image first needs it."""

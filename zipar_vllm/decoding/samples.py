@@ -64,6 +64,11 @@ class SampleBatch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is more than is sampled at once."""
+        return len(self) > MAX_SAMPLES
+
     @classmethod
     def nothing(cls) -> SampleBatch:
         """No tokens."""
@@ -92,7 +97,7 @@ class SampleBatch:
 
     def parts(self) -> Iterator[SampleBatch]:
         """The batch in parts of up to ``MAX_SAMPLES``, one after the other."""
-        if len(self) <= MAX_SAMPLES:
+        if not self.is_wide:
             yield self
             return
         for start in range(0, len(self), MAX_SAMPLES):

@@ -57,6 +57,9 @@ class ImageModelRunner(UnusedRunnerMethods):
     Args:
         vllm_config: vLLM's configuration.
         device: Where the model runs.
+
+    Attributes:
+        kernel: The attention kernel, from the KV cache's allocation on.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
@@ -79,7 +82,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         self._pending: Any = None
         self._spare_inputs = 0.0
         self.decoder: ImageDecoder
-        self._kernel: AttentionKernel
+        self.kernel: AttentionKernel
 
     @torch.inference_mode()
     def execute_model(
@@ -116,7 +119,7 @@ class ImageModelRunner(UnusedRunnerMethods):
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Run the model on a step; see :class:`~zipar_vllm.decoding.decoder.StepModel`."""
-        attention = StepAttention(self._kernel, self._kernel.prepare(batch.attention))
+        attention = StepAttention(self.kernel, self.kernel.prepare(batch.attention))
         with set_forward_context(
             attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
         ):
@@ -191,7 +194,7 @@ class ImageModelRunner(UnusedRunnerMethods):
             positions=image_model.positions,
             device=self.device,
         )
-        self._kernel = self._select_kernel(spec.block_size)
+        self.kernel = self._select_kernel(spec.block_size)
         if not is_profiling:
             self._spare_inputs = self._measure_spare_inputs()
 
@@ -234,7 +237,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         while width >= min(lanes, budget):
             self.decoder.rehearse(self, width, lanes)
             width //= 2
-        del self.decoder, self._kernel, self.kv_cache_config
+        del self.decoder, self.kernel, self.kv_cache_config
         self.kv_caches.clear()
         clear_layer_kv_caches(self.vllm_config.compilation_config.static_forward_context.values())
         gc.collect()

@@ -1,0 +1,258 @@
+"""The Triton kernel against ``core/sampling``, which has none of its code.
+
+Run under Triton's interpreter, or on the GPU where there is one; what only a compiler can tell is
+in ``tests/benchmarks/test_gpu.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.interpreted import has_gpu
+from zipar_vllm.core import sampling
+from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, SamplingFlags, guide
+from zipar_vllm.decoding import triton_sampling
+from zipar_vllm.decoding.sampler import score
+from zipar_vllm.decoding.triton_sampling import SampleColumns, sample
+
+DEVICE = torch.device("cuda" if has_gpu() else "cpu")
+MAX_SEED = 2**63 - 1
+FIRST_ID = 1000
+CHOICES: dict[str, list[float]] = {
+    "temperature": [0.0, 1e-37, 1e-30, 0.01, 0.7, 1.0, 5.0],
+    "top_p": [1e-7, 0.05, 0.3, 0.5, 0.9, 0.999999, 1.0, 1.0],
+    "min_p": [0.0, 0.0, 1e-9, 0.02, 0.5, 1.0],
+    "guidance_scale": [0.0, 1.0, 3.5, 7.25],
+}
+
+
+class Samples:
+    """Random logits and options; ``fixed`` ones are the same for all ``n`` tokens."""
+
+    def __init__(
+        self,
+        n: int,
+        num_codes: int,
+        generator_seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        spread: float = 3.0,
+        **fixed: Any,
+    ) -> None:
+        rng = np.random.default_rng(generator_seed)
+        self.num_codes, self.n = num_codes, n
+        self.rows = 2 * n + 3
+        numbers = rng.normal(0, spread, (self.rows, num_codes))
+        self.logits = torch.from_numpy(numbers).to(dtype)
+        self.arrays: dict[str, Any] = {
+            name: rng.choice(choices, n).astype(np.float32) for name, choices in CHOICES.items()
+        }
+        top_ks = [0, 0, 1, 2, num_codes // 2, num_codes - 1, num_codes, num_codes + 5, 10**6]
+        self.arrays["top_k"] = rng.choice(top_ks, n)
+        self.arrays["seed"] = rng.integers(0, MAX_SEED, n, dtype=np.int64, endpoint=True)
+        self.arrays["position"] = rng.integers(0, 8100, n, dtype=np.int64)
+        for name, value in fixed.items():
+            self.arrays[name][:] = value
+        rows = rng.permutation(self.rows)
+        self.arrays["conditional"] = rows[:n]
+        self.arrays["unconditional"] = np.where(rng.random(n) < 0.5, rows[n : 2 * n], -1)
+        self.arrays["places"] = rng.permutation(4 * n)[:n]
+        self.arrays["given"] = np.zeros(n, dtype=np.int64)
+
+    def columns(self, count: int | None = None) -> SampleColumns:
+        columns = {name: torch.from_numpy(array).to(DEVICE) for name, array in self.arrays.items()}
+        number = torch.tensor([self.n if count is None else count], device=DEVICE)
+        return SampleColumns(count=number, **columns)
+
+    def draw(self, count: int | None = None, scores: torch.Tensor | None = None) -> torch.Tensor:
+        """The table's tokens after the kernel; -1 where it wrote nothing."""
+        tokens = torch.full((4 * self.n,), -1, device=DEVICE)
+        columns = self.columns(count)
+        sample(self.logits.to(DEVICE), columns, tokens, FIRST_ID, scores)
+        return tokens
+
+    def guided(self) -> torch.Tensor:
+        columns, logits = self.columns(), self.logits.to(DEVICE)
+        own, other = logits[columns.conditional].float(), columns.unconditional
+        guided = guide(own, logits[other.clamp(min=0)].float(), columns.guidance_scale)
+        return torch.where((other >= 0).unsqueeze(1), guided, own)
+
+    def batch(self) -> SamplingBatch:
+        options = {name: self.arrays[name] for name in OPTION_DTYPES}
+        return SamplingBatch.of(options, self.arrays["position"], DEVICE)
+
+    def expected(self) -> torch.Tensor:
+        return self.batch().sample(self.guided())
+
+    def check(self) -> None:
+        drawn = self.draw()[torch.from_numpy(self.arrays["places"]).to(DEVICE)]
+        assert (drawn - FIRST_ID).tolist() == self.expected().tolist()
+
+
+@pytest.fixture(params=[8, triton_sampling.MAX_BLOCK])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary in many blocks, or in one."""
+    monkeypatch.setattr(triton_sampling, "MAX_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 5),
+    num_codes=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    spread=st.sampled_from([0.0, 0.5, 3.0, 30.0]),
+)
+def test_any_mix(n: int, num_codes: int, seed: int, dtype: torch.dtype, spread: float) -> None:
+    Samples(n, num_codes, seed, dtype, spread).check()
+
+
+@pytest.mark.usefixtures("block")
+@settings(max_examples=25, deadline=None)
+@given(
+    num_codes=st.integers(2, 30),
+    seed=st.integers(0, 2**32),
+    levels=st.integers(1, 4),
+    masked=st.booleans(),
+)
+def test_equal_and_infinite_logits(num_codes: int, seed: int, levels: int, masked: bool) -> None:
+    """Few values, zeros of both signs, and codes that cannot be drawn: none is guided."""
+    samples = Samples(4, num_codes, seed)
+    samples.arrays["unconditional"][:] = -1
+    rng = np.random.default_rng(seed)
+    values = np.array([0.0, -0.0, 1.5, -2.0, 0.25])[: levels + 1]
+    logits = rng.choice(values, (samples.rows, num_codes)).astype(np.float32)
+    if masked:
+        logits[:, rng.permutation(num_codes)[1:][: num_codes // 2]] = -np.inf
+    samples.logits = torch.from_numpy(logits)
+    samples.check()
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"top_k": 2048, "top_p": 1.0, "min_p": 0.0},
+        {"top_k": 0, "top_p": 0.9, "min_p": 0.0},
+        {"top_k": 1000, "top_p": 0.8, "min_p": 0.0},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.001},
+        {"temperature": 0.0},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_vocabularies_of_published_models(fixed: dict[str, Any], dtype: torch.dtype) -> None:
+    """Emu3's; bfloat16 has hundreds of equal logits there."""
+    options: dict[str, Any] = {"temperature": 1.0, **fixed}
+    Samples(3, 32768, 1, dtype, **options).check()
+
+
+def test_a_slice_of_a_wider_row() -> None:
+    """Image tokens amid a vocabulary, at no round address."""
+    samples = Samples(3, 50)
+    wide = torch.full((samples.rows, 77), 99.0)
+    wide[:, 13:63] = samples.logits
+    samples.logits = wide[:, 13:63]
+    samples.check()
+
+
+def test_sampled_tokens_differ() -> None:
+    """Else the comparisons above would say little."""
+    fixed = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    assert len(set(Samples(40, 40, 0, **fixed).draw().tolist())) > 15
+
+
+def test_entries_past_the_count_write_nothing() -> None:
+    samples = Samples(6, 20, 2)
+    places = samples.arrays["places"]
+    drawn = samples.draw(count=4)
+    assert set((drawn >= 0).nonzero().flatten().tolist()) == set(places[:4].tolist())
+    assert (drawn[places[:4]] - FIRST_ID).tolist() == samples.expected()[:4].tolist()
+    assert (samples.draw(count=0) == -1).all()
+
+
+@pytest.mark.usefixtures("block")
+def test_scores() -> None:
+    """Of what is drawn and of what is given; neither temperature nor cuts change them."""
+    samples = Samples(9, 30, 3, spread=1.0)
+    samples.arrays["given"][::3] = 1
+    places = torch.from_numpy(samples.arrays["places"]).to(DEVICE)
+    tokens = torch.full((36,), -1, device=DEVICE)
+    given_codes = torch.arange(0, 27, 3, device=DEVICE)
+    tokens[places] = given_codes + FIRST_ID
+    scores = torch.full((36, 2), -9.0, device=DEVICE)
+    sample(samples.logits.to(DEVICE), samples.columns(), tokens, FIRST_ID, scores)
+    codes = samples.expected()
+    codes[::3] = given_codes[::3]
+    assert (tokens[places] - FIRST_ID).tolist() == codes.tolist()
+    expected = score(samples.guided(), codes)
+    torch.testing.assert_close(scores[places], expected, rtol=1e-6, atol=1e-5)
+    assert scores[places, 1].tolist() == expected[:, 1].tolist()
+    assert (scores == -9).all(dim=1).sum() == 27
+
+
+def test_numbers_that_are_none_stay_within_the_vocabulary() -> None:
+    """As a model's that overflowed: what is drawn means nothing, but has an embedding."""
+    samples = Samples(8, 20)
+    samples.logits[:] = float("nan")
+    with np.errstate(invalid="ignore"):
+        drawn = samples.draw()[torch.from_numpy(samples.arrays["places"]).to(DEVICE)] - FIRST_ID
+    assert ((drawn >= 0) & (drawn < 20)).all()
+
+
+@triton.jit
+def store_noise(seeds, positions, bits, uniforms, noise, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    code = tl.arange(0, BLOCK)
+    hashes = triton_sampling.hash_position(tl.load(seeds + row), tl.load(positions + row))
+    found = triton_sampling.random_bits(hashes, code)
+    at = row * BLOCK + code
+    tl.store(bits + at, found.to(tl.int64))
+    tl.store(uniforms + at, triton_sampling.uniform(~found))
+    tl.store(noise + at, triton_sampling.gumbel_noise(hashes, code))
+
+
+def test_noise_has_the_same_bits() -> None:
+    """Equal to the last of them: hashes, uniform numbers and, with the same logarithms, noise."""
+    edges = [0, 1, 2**32 - 1, 2**32, MAX_SEED - 1, MAX_SEED]
+    rng = np.random.default_rng(0)
+    seeds = torch.tensor([*edges, *rng.integers(0, MAX_SEED, 10)], device=DEVICE)
+    positions = torch.tensor([0, 1, 8099, (3 << 32) + 5], device=DEVICE).repeat(4)
+    found = torch.zeros(16, 256, dtype=torch.int64, device=DEVICE)
+    uniforms, noise = torch.zeros(2, 16, 256, device=DEVICE)
+    store_noise[(16,)](seeds, positions, found, uniforms, noise, BLOCK=256)
+    codes = torch.arange(256, device=DEVICE).unsqueeze(0)
+    bits = sampling._random_bits(seeds, positions, codes)
+    assert torch.equal(found, bits)
+    assert torch.equal(uniforms, sampling._uniform(bits ^ 0xFFFFFFFF))
+    assert torch.equal(noise, sampling.gumbel_noise(seeds, positions, 256))
+
+
+@triton.jit
+def store_uniform(bits, uniforms, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(uniforms + at, triton_sampling.uniform(tl.load(bits + at).to(tl.uint32)))
+
+
+def test_uniform_numbers_at_their_ends() -> None:
+    high = 2**32
+    bits = torch.tensor([0, 1, 255, 2**24 + 1, 2**31, high - 257, high - 129, high - 1])
+    bits, uniforms = bits.to(DEVICE), torch.zeros(8, device=DEVICE)
+    store_uniform[(1,)](bits, uniforms, BLOCK=8)
+    assert torch.equal(uniforms, sampling._uniform(bits))
+
+
+def test_flags_change_nothing() -> None:
+    """The kernel knows none: whatever the batch, a token is its own row's and options'."""
+    samples = Samples(12, 40, 6)
+    most = SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True)
+    batch = replace(samples.batch(), flags=most)
+    places = torch.from_numpy(samples.arrays["places"]).to(DEVICE)
+    assert (samples.draw()[places] - FIRST_ID).tolist() == batch.sample(samples.guided()).tolist()
