@@ -7,7 +7,7 @@ brought to the device in one copy (:mod:`.header`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,6 @@ class SentStep:
 
     step: HostStep
     tensors: Mapping[str, torch.Tensor]
-    samples: SampleBatch
 
 
 @dataclass(slots=True)
@@ -358,7 +357,8 @@ class BatchBuilder:
             # Filled, not assigned: CUDA waits for the number's copy where one is assigned.
             forgotten = tensors["forgotten"][: sum(map(len, arrays["forgotten"]))]
             self._table.flat_orders.index_fill_(0, forgotten, UNWRITTEN)
-        return SentStep(step, tensors, replace(samples, tensors=tensors))
+        samples.tensors.update(tensors)
+        return SentStep(step, tensors)
 
     def feed(self, sent: SentStep) -> StepBatch:
         """Read a step's input ids, and write the orders that the table does not have."""
@@ -383,7 +383,7 @@ class BatchBuilder:
                 tiling=step.tiling,
                 tile_table=tensors.get("tail"),
             ),
-            samples=sent.samples,
+            samples=step.samples,
             embedded=step.embedded,
         )
 

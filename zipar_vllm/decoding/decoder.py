@@ -195,7 +195,7 @@ class ImageDecoder:
             step = self._batches.lay_out(decoding, prefilling, model.kernel)
             graph = self._graphs.find(step)
             sent = self._batches.send(step, graph.capacity if graph else None)
-        accepted = self._replay(graph, sent.samples) if graph else self._run(sent, model)
+        accepted = self._replay(graph, step.samples) if graph else self._run(sent, model)
         with self.times.measure("sample"):
             rejected = sum(_advance(image, accepted) for image in decoding)
         self.times.count_step()

@@ -165,7 +165,8 @@ class _Piece:
         if device.type != "cpu":
             is_cuda, host = device.type == "cuda", torch.device("cpu")
             self._ring = [_Memory(fields, capacity, tail, host, is_cuda) for _ in range(RING)]
-            self._events = [torch.cuda.Event() if is_cuda else None for _ in range(RING)]
+            event: Any = torch.cuda.Event if is_cuda else lambda: None
+            self._events = [event() for _ in range(RING)]
 
     def acquire(self) -> _Memory:
         """Memory to fill: the one whose copy was begun the longest ago, once it is done."""

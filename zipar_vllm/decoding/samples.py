@@ -47,7 +47,7 @@ class SampleBatch:
         drafts: By what decides on them, the drafts among them.
         logprobs: Whether the log-probability of any of them is wanted.
         given: Entries whose token stands among the table's already and is only scored, ascending.
-        tensors: What of it is on the device already, by field of the step's header.
+        tensors: What of it is on the device, by field of the step's header; empty until it is sent.
     """
 
     inputs: IntArray
@@ -59,7 +59,7 @@ class SampleBatch:
     drafts: Mapping[type[Verification], DraftBatch]
     logprobs: bool
     given: IntArray
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
