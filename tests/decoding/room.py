@@ -130,6 +130,10 @@ class Room:
         self.results[name] = Decoded()
         self.released[name] = []
 
+    def capture(self, max_inputs: int) -> None:
+        """Have steps captured from now on."""
+        self._decoder.capture(self._model, max_inputs)
+
     def abort(self, name: str) -> None:
         self._remove(name)
         del self.results[name]
