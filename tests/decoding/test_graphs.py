@@ -18,7 +18,7 @@ from zipar_vllm.prepare import ADAPTIVE
 from .room import Room
 
 GUIDED: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 3.0}
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 40, "top_p": 0.9}
+SAMPLED: dict[str, Any] = {"temperature": 0.9}
 LONG = [1, *range(5, 25), 2]
 
 
@@ -35,24 +35,21 @@ def test_any_batch_as_if_it_was_not_captured(
     """Windows 1, 4 and C, options, guidance, adaptive, drafts; images come, end and are aborted."""
     room = captured
     images = {
-        "greedy": make_image(terminated, 3, 6, window=1, **GUIDED),
-        "sampled": make_image(terminated, 3, 6, window=4, seed=1, prompt=LONG, **SAMPLED),
-        "guided": make_image(terminated, 2, 6, window=6, seed=2, **GUIDED, **SAMPLED),
-        "adaptive": make_image(
-            terminated, 4, 4, window=1, policy=ADAPTIVE, seed=3, **GUIDED, **SAMPLED
-        ),
-        "drafted": make_image(terminated, 4, 4, window=2, drafts=2, seed=4, **SAMPLED),
-        "again": make_image(terminated, 3, 6, window=4, seed=5, min_p=0.05, temperature=1.0),
+        "greedy": make_image(terminated, 2, 4, window=1, **GUIDED),
+        "sampled": make_image(terminated, 3, 4, window=4, seed=1, prompt=LONG, **SAMPLED),
+        "guided": make_image(terminated, 1, 4, window=4, seed=2, top_k=20, **GUIDED, **SAMPLED),
+        "adaptive": make_image(terminated, 3, 3, window=1, policy=ADAPTIVE, **GUIDED, **SAMPLED),
+        "drafted": make_image(terminated, 3, 3, window=2, drafts=1, seed=4, **SAMPLED),
+        "again": make_image(terminated, 2, 4, window=2, seed=5, min_p=0.05, **SAMPLED),
     }
     with recorded_graphs() as replayed:
         room.capture(max_inputs=24)
         assert not replayed
-        for index, (name, image) in enumerate(images.items()):
+        for name, image in images.items():
             room.add(name, image)
             if name == "drafted":
                 room.abort("sampled")
-            for _ in range(index + 1):
-                room.step()
+            room.step()
         room.run()
     assert len({id(graph) for graph in replayed}) > 2
     del images["sampled"]
@@ -77,25 +74,24 @@ def test_prompts_and_decoding_are_replayed_but_not_scores(
         assert len(replayed) == 3 + 2
 
 
-@torch.library.custom_op("zipar_tests::twice", mutates_args=("x",))
-def twice(x: torch.Tensor) -> None:
-    x.mul_(2)
-    SEEN.append(len(SEEN))
-
-
-SEEN: list[int] = []
-
-
 def test_operators_in_python_are_recorded_by_what_they_call() -> None:
+    """As vLLM's attention is one: what its Python does beside that is not done again."""
+    factors = [2.0]
+
+    def scale(x: torch.Tensor) -> None:
+        x.mul_(factors[-1])
+
+    library = torch.library.Library("zipar_tests", "FRAGMENT")
+    library.define("scale(Tensor(a!) x) -> ()")
+    library.impl("scale", scale, "CPU")
     with recorded_graphs(), torch.inference_mode():
         graph, x = RecordedGraph(), torch.ones(3)
         with torch.cuda.graph(graph):
-            twice(x)
+            torch.ops.zipar_tests.scale(x)
             y = x + 1
-        SEEN.clear()
+        factors.append(7.0)
         x.fill_(5)
         graph.replay()
-    assert not SEEN
     assert y.tolist() == [11.0] * 3
 
 

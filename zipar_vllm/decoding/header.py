@@ -132,7 +132,7 @@ class _Memory:
     ) -> None:
         self.start = sum(field.words for field in fields.values()) * capacity
         length = self.start + tail
-        self.words = torch.zeros(length, dtype=torch.int32, device=device, pin_memory=pinned)
+        self.words = torch.empty(length, dtype=torch.int32, device=device, pin_memory=pinned)
         self.tensors: dict[str, torch.Tensor] = {}
         start = 0
         for name, field in fields.items():
