@@ -51,7 +51,7 @@ def test_any_batch_as_if_it_was_not_captured(
                 room.abort("sampled")
             room.step()
         room.run()
-    assert len({id(graph) for graph in replayed}) > 2
+    assert len({id(graph) for graph in replayed}) > 1
     del images["sampled"]
     for name, image in images.items():
         tokens, steps = expected(path, room.vocabulary, image)
