@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import latency
 from benchmarks.machine import machine_name
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm import ImageLLM
@@ -25,14 +26,19 @@ DRAFTS: tuple[int | str, ...] = (0, 4, 8, 16, "auto")
 
 @dataclass(frozen=True)
 class Record:
-    """One setting; passes and accepted drafts are means, seconds of all images a median."""
+    """One setting; passes and accepted drafts are means, seconds of all images a median.
+
+    ``speedup`` is beside no drafts, ``beside_stock`` beside stock vLLM with as many requests.
+    """
 
     window: int
     requests: int
     drafts: int | str
     passes: float
     seconds: float
+    images_per_s: float
     speedup: float
+    beside_stock: float | None
     accepted: float | None
     same_pictures: int
     pictures: int
@@ -45,8 +51,12 @@ def measure(
     drafts: Sequence[int | str],
     rounds: int,
     temperature: float | None,
+    stock: float | None = None,
 ) -> list[Record]:
-    """One window and one number of requests; round k has seeds of its own."""
+    """One window and one number of requests; round k has seeds of its own.
+
+    ``stock``: stock vLLM's images per second.
+    """
     runs: dict[int | str, list[list[DecodedImage]]] = {number: [] for number in drafts}
     count = len(prompts)
     for round_ in range(rounds + 1):  # the first warms up
@@ -77,7 +87,9 @@ def measure(
                 drafts=number,
                 passes=statistics.mean(image.steps for image in done),
                 seconds=seconds[number],
+                images_per_s=count / seconds[number],
                 speedup=seconds[drafts[0]] / seconds[number],
+                beside_stock=count / seconds[number] / stock if stock else None,
                 accepted=statistics.mean(shares) if shares else None,
                 same_pictures=sum(
                     one.tokens == other.tokens
@@ -98,7 +110,9 @@ def make_table(records: Sequence[Record], circumstances: str) -> str:
         "drafts",
         "passes",
         "seconds",
-        "times as fast",
+        "images/s",
+        "beside no drafts",
+        "beside stock",
         "accepted",
         "same",
     ]
@@ -109,7 +123,9 @@ def make_table(records: Sequence[Record], circumstances: str) -> str:
             str(r.drafts),
             f"{r.passes:.0f}",
             f"{r.seconds:.2f}",
-            f"{r.speedup:.2f}",
+            f"{r.images_per_s:.2f}",
+            f"{r.speedup:.2f}x",
+            "" if r.beside_stock is None else f"{r.beside_stock:.1f}x",
             "" if r.accepted is None else f"{r.accepted:.0%}",
             f"{r.same_pictures} of {r.pictures}",
         ]
@@ -120,14 +136,24 @@ def make_table(records: Sequence[Record], circumstances: str) -> str:
         "",
         circumstances,
         "",
-        "Passes are means per image; seconds are of all requests together, a median; how many",
-        "times as fast is beside no drafts; accepted is the share of drafts that were right; same",
+        "Passes are means per image; seconds are of all requests together, a median; stock vLLM",
+        "drew as many pictures just before; accepted is the share of drafts that were right; same",
         "counts the pictures that are those without drafts, token for token.",
         "",
         *markdown_table(head, rows),
         "",
     ]
     return "\n".join(text)
+
+
+def stock_images_per_s(options: argparse.Namespace) -> dict[int, float]:
+    """Stock vLLM's images per second, by the number of requests."""
+    words = ["--requests", *map(str, options.requests), "--repeats", str(options.rounds)]
+    words += ["--eager"] * options.eager
+    words += ["--model", options.model] if options.model else []
+    words += [] if options.dtype == "auto" else ["--dtype", options.dtype]
+    records = latency.run_engine("stock", latency.parse(words))
+    return {record.requests: record.images_per_s for record in records}
 
 
 def main() -> None:
@@ -140,10 +166,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, help="the model's default if not given")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--no-stock", action="store_true", help="not beside stock vLLM")
     parser.add_argument("--eager", action="store_true", help="do not compile the model")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     drafts = [int(text) if text.isdecimal() else text for text in options.drafts]
+    stock = {} if options.no_stock else stock_images_per_s(options)
     records: list[Record] = []
     with ImageLLM(
         options.model,
@@ -155,7 +183,15 @@ def main() -> None:
         for requests in options.requests:
             chosen = [PROMPTS[index % len(PROMPTS)] for index in range(requests)]
             for window in options.windows:
-                records += measure(llm, chosen, window, drafts, options.rounds, options.temperature)
+                records += measure(
+                    llm,
+                    chosen,
+                    window,
+                    drafts,
+                    options.rounds,
+                    options.temperature,
+                    stock.get(requests),
+                )
                 print(make_table(records[-len(drafts) :], ""))
     circumstances = f"{machine_name()}, {options.dtype}; `{command_line('benchmarks.drafts')}`"
     write_results(

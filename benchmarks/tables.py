@@ -65,6 +65,32 @@ def _latency(name: str) -> list[str]:
     return [where, "", *latency_table(records)]
 
 
+def drafts_table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Windows, widest first, with drafts and without; ratios are to the same without."""
+    by_key = {(r["window"], str(r["drafts"]), r["requests"]): r for r in records}
+    windows = sorted({record["window"] for record in records}, reverse=True)
+    numbers = list(dict.fromkeys(str(record["drafts"]) for record in records))
+    counts = sorted({record["requests"] for record in records})
+    rows = []
+    for window in windows:
+        for number in numbers:
+            own = [by_key[window, number, count] for count in counts]
+            name = f"window {window}" + ", raster order" * (window == windows[0])
+            cells = [name, number, f"{own[0]['passes']:.0f}"]
+            for record in own:
+                words = f" ({record['speedup']:.2f}x)" if number != numbers[0] else ""
+                cells.append(f"{record['images_per_s']:.2f}{words}")
+            rows.append(cells)
+    first, *others = counts
+    head = ["", "drafts", f"forward passes, {first} at a time", f"images/s, {first} at a time"]
+    return markdown_table(head + [f"{count} at a time" for count in others], rows)
+
+
+def _drafts(name: str) -> list[str]:
+    records = json.loads((RESULTS / f"{name}.json").read_text())
+    return [f"{records[0]['circumstances']}:", "", *drafts_table(records)]
+
+
 def http_table(records: Sequence[dict[str, Any]]) -> list[str]:
     """Images per second through HTTP, not streaming, by window and clients."""
     plain = [record for record in records if not record["streaming"]]
@@ -103,6 +129,7 @@ def _whole(name: str) -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "latency": lambda: _latency("latency"),
     "latency-avx2": lambda: _latency("latency_avx2"),
+    "drafts": lambda: _drafts("drafts"),
     "http": lambda: http_table(json.loads((RESULTS / "load.json").read_text())),
     "load": lambda: _whole("load"),
     "soak": lambda: _whole("soak"),

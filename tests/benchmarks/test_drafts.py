@@ -28,9 +28,9 @@ class FakeLLM:
 
 def test_each_number_of_drafts_is_held_against_none() -> None:
     llm: Any = FakeLLM()
-    plain, drafted, other = measure(llm, ["a", "b"], 4, [0, 4, 8], rounds=2, temperature=None)
+    plain, drafted, other = measure(llm, ["a", "b"], 4, [0, 4, 8], 2, None, stock=0.5)
     assert (plain.passes, plain.speedup, plain.accepted, plain.pictures) == (20, 1.0, None, 4)
     assert (drafted.passes, drafted.speedup, drafted.accepted) == (10, 3.0, 0.5)
     assert (plain.same_pictures, drafted.same_pictures, other.same_pictures) == (4, 4, 3)
     lines = make_table([plain, other], "here").splitlines()
-    assert lines[-1] == "| 4 | 2 | 8 | 10 | 1.00 | 3.00 | 50% | 3 of 4 |"
+    assert lines[-1] == "| 4 | 2 | 8 | 10 | 1.00 | 2.00 | 3.00x | 4.0x | 50% | 3 of 4 |"

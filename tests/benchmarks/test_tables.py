@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.tables import PAGES, ROOT, TABLES, fill, http_table, latency_table
+from benchmarks.tables import PAGES, ROOT, TABLES, drafts_table, fill, http_table, latency_table
 
 
 def latency(mode, window, requests, seconds, guidance=False):
@@ -33,6 +33,33 @@ def test_latency_is_listed_from_stock_to_the_narrowest_window():
         "| stock vLLM | 600 | 2.00 | 0.50 | 2.00 |",
         "| window 24, raster order | 576 | 1.00 | 1.00 (2.0x) | 2.00 (1.0x) |",
         "| window 4 | 116 | 0.50 | 2.00 (4.0x) | 4.00 (2.0x) |",
+    ]
+
+
+def test_drafts_are_listed_from_the_widest_window():
+    def row(window, drafts, requests, passes, rate, speedup):
+        return {
+            "window": window,
+            "drafts": drafts,
+            "requests": requests,
+            "passes": passes,
+            "images_per_s": rate,
+            "speedup": speedup,
+        }
+
+    records = [
+        row(4, 0, 1, 116.0, 8.0, 1.0),
+        row(4, "auto", 1, 40.4, 10.0, 1.25),
+        row(24, 0, 1, 576.0, 2.0, 1.0),
+        row(24, "auto", 1, 60.0, 8.0, 4.0),
+    ]
+    assert drafts_table(records) == [
+        "|  | drafts | forward passes, 1 at a time | images/s, 1 at a time |",
+        "| --- | --- | --- | --- |",
+        "| window 24, raster order | 0 | 576 | 2.00 |",
+        "| window 24, raster order | auto | 60 | 8.00 (4.00x) |",
+        "| window 4 | 0 | 116 | 8.00 |",
+        "| window 4 | auto | 40 | 10.00 (1.25x) |",
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,9 @@ class Room:
         self.results[name] = Decoded()
         self.released[name] = []
 
-    def capture(self, max_inputs: int) -> None:
+    def capture(self, capacities: Sequence[int]) -> None:
         """Have steps captured from now on."""
-        self._decoder.capture(self._model, max_inputs)
+        self._decoder.capture(self._model, capacities)
 
     def abort(self, name: str) -> None:
         self._remove(name)

@@ -43,7 +43,7 @@ def test_any_batch_as_if_it_was_not_captured(
         "again": make_image(terminated, 2, 4, window=2, seed=5, min_p=0.05, **SAMPLED),
     }
     with recorded_graphs() as replayed:
-        room.capture(max_inputs=24)
+        room.capture([8, 16, 24])
         assert not replayed
         for name, image in images.items():
             room.add(name, image)
@@ -65,7 +65,7 @@ def test_prompts_and_decoding_are_replayed_but_not_scores(
 ) -> None:
     """An image that wants log-probabilities is run operation by operation, and so is a wide step."""
     with recorded_graphs() as replayed:
-        captured.capture(max_inputs=8)
+        captured.capture([8])
         plain = make_image(terminated, 1, 3)
         captured.generate(plain)
         assert len(replayed) == 3

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.cases import NEGATIVE, expected, make_image
+from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.engine.borrowed import ImageStats
-from zipar_vllm.engine.drafts import DraftChooser
-from zipar_vllm.engine.model_runner import MAX_SPARE_INPUTS
+from zipar_vllm.engine.drafts import RIPENING, DraftChooser, make_experience
 from zipar_vllm.prepare import PreparedImage
 
 from .conftest import Engine
@@ -70,7 +70,8 @@ def test_any_company(
     spare_inputs: float,
     burst_seconds: float,
 ) -> None:
-    monkeypatch.setattr(engine.scheduler, "_spare_inputs", spare_inputs)
+    monkeypatch.setattr(engine.scheduler, "_has_given_cost", True)
+    monkeypatch.setattr(engine.scheduler, "_pass_cost", PassCost(spare_inputs, 0.0))
     monkeypatch.setattr(engine.scheduler, "burst_seconds", burst_seconds)
     rng = random.Random(int(spare_inputs))
     images = {str(index): random_image(rng, engine.terminated) for index in range(10)}
@@ -92,18 +93,18 @@ def test_any_company(
 def test_auto_makes_no_drafts_where_no_pass_has_room(
     engine: Engine, seen: list[ImageStats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.scheduler, "_spare_inputs", 0.0)
+    monkeypatch.setattr(engine.runner, "_pass_cost", PassCost(0.0, 0.0))
     image = make_image(engine.terminated, window=2, drafts="auto")
     assert engine.generate(image).steps == 8 + 7 * 2
     assert sum(stats.drafts for stats in seen) == 0
 
 
 @pytest.mark.engine
-def test_the_runner_tells_what_a_pass_has_to_spare(
+def test_the_runner_tells_what_a_pass_costs(
     engine: Engine, seen: list[ImageStats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 0 <= engine.runner._measure_spare_inputs() <= MAX_SPARE_INPUTS
-    monkeypatch.setattr(engine.runner, "_spare_inputs", 500.0)
+    assert engine.runner._pass_cost.fixed >= 0
+    monkeypatch.setattr(engine.runner, "_pass_cost", PassCost(500.0, 0.0))
     engine.generate(make_image(engine.terminated, window=2, drafts="auto"))
     assert sum(stats.drafts for stats in seen) > 0
 
@@ -132,22 +133,67 @@ def test_drafts_take_what_a_step_has_left(small: Engine, monkeypatch: pytest.Mon
     assert_same_pictures(small, images)
 
 
+def chooser(plain_inputs: float = 1.0, num_lanes: int = 1) -> DraftChooser:
+    return DraftChooser(make_experience(), plain_inputs, num_lanes)
+
+
+def see(chooser: DraftChooser, drafts: int, plain_steps: int, made: int, passes: int = 1) -> None:
+    chooser.observe(drafts, passes=passes, plain_steps=plain_steps * passes, made=made * passes)
+
+
 def test_the_chooser_looks_further_the_better_it_goes() -> None:
-    good, bad = DraftChooser(), DraftChooser()
-    start = good.choose(1, 50.0)
+    good, bad = chooser(), chooser()
+    start = good.choose(20.0)
     for _ in range(20):
-        good.observe(8, passes=1, plain_steps=9)
-        bad.observe(8, passes=1, plain_steps=1)
-    assert good.choose(1, 50.0) > start > bad.choose(1, 50.0)
-    assert good.choose(1, 1e9) == 64
-    assert good.choose(6, 2.0) < good.choose(6, 50.0)
-    assert good.choose(6, 0.0) == 0
+        see(good, 8, plain_steps=9, made=8)
+        see(bad, 8, plain_steps=1, made=8)
+    assert good.choose(20.0) > start > bad.choose(20.0) == 0
+    assert good.choose(500.0) >= good.choose(20.0) > good.choose(2.0)
+    assert good.choose(0.0) == 0
 
 
-def test_the_chooser_gives_up_and_tries_again() -> None:
+def test_more_inputs_or_lanes_for_a_step_mean_fewer_drafts() -> None:
+    few, many, guided = chooser(), chooser(), chooser(num_lanes=2)
+    for _ in range(20):
+        see(few, 8, plain_steps=6, made=6)
+        see(many, 8, plain_steps=6, made=30)
+        see(guided, 8, plain_steps=6, made=6)
+    assert few.choose(10.0) > guided.choose(10.0) > many.choose(10.0)
+    assert guided.choose(20.0) == few.choose(10.0)
+
+
+def test_images_of_a_kind_learn_from_one_another() -> None:
+    kind = make_experience()
+    first = DraftChooser(kind, 1.0, 1)
+    for _ in range(50):
+        see(first, 8, plain_steps=1, made=8)
+    assert DraftChooser(kind, 1.0, 1).choose(6.0) == 0 < chooser().choose(6.0)
+
+
+@pytest.mark.parametrize("fault", [0.0, 0.1, 0.3, 0.6, 1.0])
+def test_experience_finds_the_fault_whatever_passes_are_taken(fault: float) -> None:
+    """From sums over passes that look differently far, how often a step is wrong."""
+    rng = random.Random(0)
+    experience = make_experience()
+    for drafts in [1, 4, 16] * 200:
+        chance = 1 - fault * drafts**-RIPENING
+        plain_steps = 0
+        for _ in range(3):
+            right = 0
+            while right < drafts and rng.random() < chance:
+                right += 1
+            plain_steps += 1 + right
+        experience.observe(drafts, passes=3, plain_steps=plain_steps, made=0)
+    assert experience.fault(1.0, 0.5) == pytest.approx(fault, abs=0.1)
+
+
+@pytest.mark.parametrize("passes", [1, 16])
+def test_the_chooser_gives_up_and_tries_again(passes: int) -> None:
     """Where no draft is ever right, few passes make any."""
-    chooser, drafts = DraftChooser(), []
-    for _ in range(500):
-        drafts.append(chooser.choose(1, 6.0))
-        chooser.observe(drafts[-1], passes=1, plain_steps=1)
-    assert 0 < sum(drafts[100:]) <= 400 / 15
+    own, drafts = chooser(), []
+    for _ in range(4000 // passes):
+        drafts.append(own.choose(6.0))
+        see(own, drafts[-1], plain_steps=1, made=drafts[-1], passes=passes)
+    early, late = drafts[: 500 // passes], drafts[500 // passes :]
+    assert 0 < sum(early) <= 0.1 * 500
+    assert 0 < sum(late) <= 0.01 * 3500

@@ -16,7 +16,6 @@ from zipar_vllm.models.base import Positions
 
 from .batch import BatchBuilder, HostStep, SentStep, StepBatch
 from .graphs import Captured, StepGraphs
-from .header import BUCKETS, bucket
 from .job import ImageJob
 from .policy import DraftCount
 from .samples import SampleBatch
@@ -227,20 +226,19 @@ class ImageDecoder:
             return sampler.verify(graph.logits, samples, previous)
 
     @torch.inference_mode()
-    def capture(self, model: StepModel, max_inputs: int, pool: Any = None) -> None:
+    def capture(self, model: StepModel, capacities: Sequence[int], pool: Any = None) -> None:
         """Capture steps as CUDA graphs, one for every shape, before there are images.
 
         A step that fits none, has log-probabilities or embeddings is run operation by operation.
 
         Args:
             model: Runs them; what its launches depend on beside tensors may not change.
-            max_inputs: Inputs of the widest step.
-            pool: CUDA's memory pool for what a step makes on its way.
+            capacities: Inputs that there is to be room for, some of ``BUCKETS``.
+            pool: CUDA's memory pool for what a step makes on its way: all may share it, as one is
+                run at a time, the largest first.
         """
         self._graphs = StepGraphs()
-        for capacity in reversed(BUCKETS):
-            if capacity > bucket(max_inputs):
-                continue
+        for capacity in sorted(capacities, reverse=True):
             for tiling in model.kernel.shapes(capacity, self.table.orders.shape[1]):
                 sent = self._batches.send(HostStep.blank(tiling), capacity)
                 self._graphs.capture(tiling, capacity, partial(self._draw, model, sent), pool)

@@ -21,7 +21,6 @@ probabilities: with common noise that would bias the draw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -122,13 +121,14 @@ class DraftedProgress:
     def __init__(self, policy: DraftedWindow) -> None:
         self._policy = policy
         self._drafts = 0
-        self._count = DraftCount(plain_steps=1, made=0, accepted=0)
+        self._plain_steps, self._made, self._accepted = 1, 0, 0
         # While no row is ahead of where plain decoding would have it, the steps without drafts are
         # plain decoding's, and this is not kept: how many inputs of each row are settled.
         self._is_level = True
         self._settled = NO_INTS
         self._has_token = np.zeros(policy.plain.grid.num_positions, dtype=bool)  # final or not
         self._has_token[0] = True
+        self._noted = 1  # plain steps up to which that is kept
         if policy.plain.grid.row_terminator:
             self._has_token[policy.columns :: policy.plain.grid.stride] = True
         self._fed = NO_INTS
@@ -146,21 +146,21 @@ class DraftedProgress:
 
     @property
     def count(self) -> DraftCount:
-        return self._count
+        return DraftCount(self._plain_steps, self._made, self._accepted)
 
     @property
     def active_rows(self) -> int:
-        return self._policy.plain.step(self._count.plain_steps).num_sampled
+        return self._policy.plain.step(self._plain_steps).num_sampled
 
     @property
     def finished(self) -> bool:
-        return self._count.plain_steps == self._policy.plain.num_steps
+        return self._plain_steps == self._policy.plain.num_steps
 
     @property
     def complete_rows(self) -> int:
         policy = self._policy
         if self._is_level:
-            return policy.plain.complete_rows(self._count.plain_steps - 1)
+            return policy.plain.complete_rows(self._plain_steps - 1)
         if len(policy.ends) == 1:
             return int(self._settled[0]) // policy.plain.grid.columns
         return int(np.count_nonzero(self._settled >= policy.columns))
@@ -168,7 +168,7 @@ class DraftedProgress:
     def step(self) -> Step:
         if self._step is None:
             is_plain = self._is_level and not self._drafts
-            now = self._count.plain_steps
+            now = self._plain_steps
             self._step = self._policy.plain.step(now) if is_plain else self._look_ahead(now)
         return self._step
 
@@ -179,10 +179,10 @@ class DraftedProgress:
             accepted: For each token that the step drew and fed as well, whether they are the same.
         """
         step, self._step = self.step(), None
-        self._has_token[step.targets[step.sampled]] = True
         if self._is_level and not self._drafts:
-            self._count = replace(self._count, plain_steps=self._count.plain_steps + 1)
+            self._plain_steps += 1
         else:
+            self._has_token[step.targets[step.sampled]] = True
             self._settle(step, accepted)
 
     def _look_ahead(self, now: int) -> Step:
@@ -190,6 +190,9 @@ class DraftedProgress:
         policy = self._policy
         if self._is_level:
             self._settled = self._settled_by(now)
+            drawn = policy.target[policy.starts[self._noted] : policy.starts[now]]
+            self._has_token[drawn[drawn != NOT_SAMPLED]] = True
+            self._noted = now
         end = min(now + self._drafts + 1, policy.plain.num_steps)
         near = slice(policy.starts[now], policy.starts[end])
         is_fed = policy.column[near] >= self._settled[policy.row[near]]
@@ -227,7 +230,7 @@ class DraftedProgress:
 
     def _settle(self, step: Step, accepted: Sequence[bool]) -> None:
         policy, settled, fed = self._policy, self._settled, self._fed
-        columns, now = policy.columns, self._count.plain_steps
+        columns, now = policy.columns, self._plain_steps
         tokens = np.minimum(settled, columns).sum()
         # A row's inputs follow one another; all but the last have a verdict on what they drew.
         rows, starts = np.unique(policy.row[fed], return_index=True)
@@ -244,12 +247,10 @@ class DraftedProgress:
         next_step = (policy.leads + settled)[late].min() if late.any() else policy.plain.num_steps
         sure = int(np.count_nonzero(policy.order[fed[step.sampled]] == now))
         settled_now = int(np.minimum(settled, columns).sum() - tokens)
-        self._count = DraftCount(
-            plain_steps=int(next_step),
-            made=self._count.made + step.num_sampled - sure,
-            accepted=self._count.accepted + settled_now - sure,
-        )
-        self._is_level = bool((settled == self._settled_by(self._count.plain_steps)).all())
+        self._plain_steps = int(next_step)
+        self._made += step.num_sampled - sure
+        self._accepted += settled_now - sure
+        self._is_level = bool((settled == self._settled_by(self._plain_steps)).all())
 
     def _settled_by(self, step: int) -> IntArray:
         """Inputs of each row that plain decoding has fed before a step."""

@@ -11,6 +11,7 @@ import torch
 
 from zipar_vllm.decoding.decoder import Release, StepResult
 from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.decoding.table import StateTable
 
@@ -42,13 +43,13 @@ class ImageRunnerOutput(ModelRunnerOutput):  # type: ignore[misc]
         num_sampled: Tokens they sampled, of all images.
         num_active_rows: Rows that the next pass samples a token of, of all images.
         draft_counts: How far those images have come that may look ahead.
-        spare_inputs: Inputs that take as long as a pass's fixed part.
+        pass_cost: What a pass costs beside its inputs.
     """
 
     num_sampled: int = 0
     num_active_rows: int = 0
     draft_counts: Mapping[str, DraftCount] = field(default_factory=dict)
-    spare_inputs: float = 0.0
+    pass_cost: PassCost | None = None
 
 
 class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
@@ -58,7 +59,7 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         request_ids: The requests that took part, in order.
         result: What came out of the passes.
         table: The running images.
-        spare_inputs: As :class:`ImageRunnerOutput` has it.
+        pass_cost: As :class:`ImageRunnerOutput` has it.
     """
 
     def __init__(
@@ -66,9 +67,9 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         request_ids: list[str],
         result: StepResult,
         table: StateTable,
-        spare_inputs: float = 0.0,
+        pass_cost: PassCost | None = None,
     ) -> None:
-        self._spare_inputs = spare_inputs
+        self._pass_cost = pass_cost
         self._request_ids = request_ids
         self._result = result
         self._ready: Any = None
@@ -101,7 +102,7 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
             draft_counts={
                 self._request_ids[request]: count for request, count in self._result.counts.items()
             },
-            spare_inputs=self._spare_inputs,
+            pass_cost=self._pass_cost,
         )
 
     def _logprobs(self, sampled: list[list[int]]) -> LogprobsLists:

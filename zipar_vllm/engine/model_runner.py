@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from zipar_vllm.attention.interface import AttentionKernel
 from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.attention.torch_attention import TorchAttention
-from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.header import BUCKETS, bucket
+from zipar_vllm.decoding.pass_cost import PassCost, measure_pass_cost
 from zipar_vllm.decoding.table import MAX_LANES
 from zipar_vllm.models.registry import load_spec
 
@@ -36,11 +35,13 @@ from .vllm_api import (
     allocate_kv_cache,
     bind_kv_cache_to_layers,
     clear_layer_kv_caches,
+    current_platform,
     get_kv_cache_config_from_groups,
     get_kv_cache_groups,
     get_kv_cache_spec,
     get_layers_from_vllm_config,
     get_model,
+    graph_capture,
     set_forward_context,
 )
 
@@ -80,7 +81,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         self.kv_caches: list[torch.Tensor] = []
         self._async = self.scheduler_config.async_scheduling
         self._pending: Any = None
-        self._spare_inputs = 0.0
+        self._pass_cost = PassCost(0.0, 0.0)
         self.decoder: ImageDecoder
         self.kernel: AttentionKernel
 
@@ -106,7 +107,7 @@ class ImageModelRunner(UnusedRunnerMethods):
             scheduled, self, scheduler_output.passes, scheduler_output.drafts
         )
         table = self.decoder.table
-        output = StepOutput(list(scheduled), result, table, self._spare_inputs)
+        output = StepOutput(list(scheduled), result, table, self._pass_cost)
         if not self._async:
             return output.get_output()
         self._pending = output
@@ -195,8 +196,6 @@ class ImageModelRunner(UnusedRunnerMethods):
             device=self.device,
         )
         self.kernel = self._select_kernel(spec.block_size)
-        if not is_profiling:
-            self._spare_inputs = self._measure_spare_inputs()
 
     def _select_kernel(self, block_size: int) -> AttentionKernel:
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
@@ -231,16 +230,41 @@ class ImageModelRunner(UnusedRunnerMethods):
         self._dummy_run(budget)
         specs = self.get_kv_cache_spec()
         self.initialize_kv_cache(self._one_block(specs), is_profiling=True)
+        captured = self._measure_captured()
         lanes = self._most_lanes(specs)
         # What a narrower step saves in activations, its attention may need for parts of lanes.
         width = budget
         while width >= min(lanes, budget):
             self.decoder.rehearse(self, width, lanes)
             width //= 2
-        del self.decoder, self.kernel, self.kv_cache_config
+        del captured, self.decoder, self.kernel, self.kv_cache_config
         self.kv_caches.clear()
         clear_layer_kv_caches(self.vllm_config.compilation_config.static_forward_context.values())
         gc.collect()
+
+    def capture_model(self) -> int:
+        """Capture steps as CUDA graphs; bytes that these take. Skipped with ``enforce_eager``."""
+        return self._capture(self._capacities(), current_platform.get_global_graph_pool())
+
+    def _capacities(self) -> list[int]:
+        """Inputs that captured steps have room for."""
+        widest = bucket(self.scheduler_config.max_num_batched_tokens)
+        return [capacity for capacity in BUCKETS if capacity <= widest]
+
+    @torch.inference_mode()
+    def _capture(self, capacities: Sequence[int], pool: Any) -> int:
+        before = torch.cuda.mem_get_info(self.device)[0]
+        with graph_capture(self.device):
+            self.decoder.capture(self, capacities, pool)
+        return max(0, before - torch.cuda.mem_get_info(self.device)[0])
+
+    def _measure_captured(self) -> torch.Tensor | None:
+        """As much memory as captured steps will take: about that of the widest, others share it."""
+        if self.device.type != "cuda" or self.model_config.enforce_eager:
+            return None
+        taken = self._capture(self._capacities()[-1:], current_platform.graph_pool_handle())
+        self.decoder.forget_captured()
+        return torch.empty(taken, dtype=torch.uint8, device=self.device)
 
     def _one_block(self, specs: dict[str, KVCacheSpec]) -> KVCacheConfig:
         """The least KV cache."""
@@ -276,33 +300,22 @@ class ImageModelRunner(UnusedRunnerMethods):
         """The logits of some hidden states: what sampling needs most memory for."""
         return self.model.compute_logits(hidden_states)  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
-    def _measure_spare_inputs(self) -> float:
-        """Inputs that take as long as the fixed part of a pass, sampling included.
+    def measure_pass_cost(self) -> None:
+        """Find out what a pass costs beside its inputs, from the warmed-up model.
 
-        All ranks run it alike; the scheduler believes the one whose output it gets.
+        All ranks measure alike; the scheduler believes the one whose output it gets.
         """
-        few, many = 2, min(66, self.vllm_config.scheduler_config.max_num_batched_tokens)
-        least, most = (self._time_pass(count) for count in (few, many))
-        per_input = (most - least) / max(many - few, 1)
-        if per_input <= 0:
-            return float(MAX_SPARE_INPUTS)
-        return max(0.0, min(least / per_input - few, MAX_SPARE_INPUTS))
-
-    def _time_pass(self, num_inputs: int) -> float:
-        """Seconds of a pass over meaningless inputs: the least of some."""
-        vocabulary = load_spec(self.model_config.model, self.model_config.revision).vocabulary
-        options = {name: np.ones(num_inputs, dtype=dtype) for name, dtype in OPTION_DTYPES.items()}
-        options["top_k"][:] = 0
-        sampling = SamplingBatch.of(options, np.arange(num_inputs), self.device)
-        times = []
-        for _ in range(8):
-            start = time.perf_counter()
-            hidden, _ = self._dummy_run(num_inputs)
-            codes = sampling.sample(vocabulary.select(self._dummy_sampler_run(hidden)).float())
-            codes.tolist()  # waits for the device
-            times.append(time.perf_counter() - start)
-        return min(times)
+        spec = load_spec(self.model_config.model, self.model_config.revision)
+        longest = self.model_config.max_model_len
+        grid = next((grid for grid in spec.grids.values() if grid.num_positions < longest), None)
+        if grid is not None:  # else no picture fits, as each request will be told
+            self._pass_cost = measure_pass_cost(
+                self.decoder,
+                self,
+                grid,
+                self.kv_cache_config.num_blocks,
+                self.scheduler_config.max_num_batched_tokens,
+            )
 
     def update_max_model_len(self, max_model_len: int) -> None:
         """vLLM fitted the longest length to memory, before the KV cache is allocated."""

@@ -10,14 +10,16 @@ import logging
 import time
 from typing import Any
 
+from zipar_vllm.core.grid import Grid
 from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.pass_cost import PassCost
 from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.models.registry import load_spec
 
 from .arguments import check_config
 from .borrowed import ImageStats, is_refused, put_stats, put_steps, refuse
 from .capacity import check_capacity
-from .drafts import DraftChooser
+from .drafts import DraftChooser, Experience, make_experience
 from .kv_cache import ImageKVCacheManager
 from .messages import ImageRunnerOutput, ImageSchedulerOutput
 from .request import read_job
@@ -38,7 +40,7 @@ BURST_SECONDS = 0.02
 
 SPARE_INPUTS = "zipar_spare_inputs"
 """Key of vLLM's ``additional_config``: inputs that take as long as a pass's fixed part, instead of
-what the runner measures. "auto" makes no drafts at 0."""
+what the runner measures; lanes then cost nothing. "auto" makes no drafts at 0."""
 
 
 class _Running:
@@ -62,7 +64,7 @@ class _Running:
         "steps_taken",
     )
 
-    def __init__(self, job: ImageJob) -> None:
+    def __init__(self, job: ImageJob, chooser: DraftChooser | None) -> None:
         self._policy = job.policy
         self.job = job
         self.next_step = 0
@@ -70,23 +72,23 @@ class _Running:
         self.drafts = 0
         has_drafts = job.params.drafts != 0
         self.draft_count = DraftCount(1, 0, 0) if has_drafts else None
-        self._chooser = DraftChooser() if job.params.drafts == "auto" else None
+        self._chooser = chooser
 
     @property
     def draft_inputs(self) -> int:
         """Inputs, at most, for each plain step that it looks ahead."""
         return max(1, self.job.max_inputs)
 
-    def choose_drafts(self, room: int, spare_inputs: float) -> int:
+    def choose_drafts(self, room: int, share: float) -> int:
         """Decide how many plain steps the next pass looks ahead.
 
         Args:
             room: Inputs that the pass has room for.
-            spare_inputs: The image's share of a pass's fixed part, in inputs.
+            share: What the pass costs on the image's account beside its inputs, in inputs.
         """
         wanted = self.job.params.drafts
         if self._chooser is not None:
-            wanted = self._chooser.choose(self.draft_inputs, spare_inputs)
+            wanted = self._chooser.choose(share)
         self.drafts = min(int(wanted), room // self.draft_inputs)
         return self.drafts
 
@@ -96,7 +98,7 @@ class _Running:
         self.draft_count = count
         added = count - before
         if self._chooser is not None and added.plain_steps:  # the prefill adds none
-            self._chooser.observe(drafts, passes, added.plain_steps)
+            self._chooser.observe(drafts, passes, added.plain_steps, added.made)
         return added
 
     def width(self) -> int:
@@ -148,8 +150,9 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         self._active_rows = 0
         self._drafts = DraftCount(0, 0, 0)  # since the last statistics
         option = (vllm_config.additional_config or {}).get(SPARE_INPUTS)
-        self._spare_inputs: float | None = None if option is None else float(option)
-        self._measured_spare_inputs = 0.0
+        self._has_given_cost = option is not None
+        self._pass_cost = PassCost(float(option or 0), 0.0)
+        self._experiences: dict[tuple[Grid, int], Experience] = {}
         self._token_budget = self.max_num_scheduled_tokens
         is_asynchronous = vllm_config.scheduler_config.async_scheduling
         self.burst_seconds = 0.0 if is_asynchronous else BURST_SECONDS
@@ -171,7 +174,7 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             logger.error("refused image %s: %s", request.request_id, error)
             refuse(self, request)
             return
-        self._images[request.request_id] = _Running(job)
+        self._images[request.request_id] = _Running(job, self._make_chooser(job))
 
     def schedule(self, throttle_prefills: bool = False) -> ImageSchedulerOutput:
         """Plan a forward pass: a step of every running image, and prompts where they fit.
@@ -217,12 +220,20 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
             image for image in scheduled if image.draft_count is not None and image.next_step
         ]
         room = self.max_num_scheduled_tokens - scheduler_output.total_num_scheduled_tokens
-        spare = self._spare_inputs
-        spare = self._measured_spare_inputs if spare is None else spare
+        fixed, per_lane = self._pass_cost
         for place, image in enumerate(drafting):
-            share = room // (len(drafting) - place)
-            drafts = image.choose_drafts(share, spare / len(scheduled))
+            own = fixed / len(scheduled) + per_lane * image.job.num_lanes
+            drafts = image.choose_drafts(room // (len(drafting) - place), own)
             room -= drafts * image.draft_inputs
+
+    def _make_chooser(self, job: ImageJob) -> DraftChooser | None:
+        """Who chooses an image's drafts, if that is left to the scheduler."""
+        if job.params.drafts != "auto":
+            return None
+        grid, window = job.grid, job.params.window
+        kind = self._experiences.setdefault((grid, window), make_experience())
+        plain_inputs = grid.rows * grid.columns / grid.num_steps(window)
+        return DraftChooser(kind, plain_inputs, job.num_lanes)
 
     def _count_passes(self, scheduler_output: SchedulerOutput) -> int:
         """Passes to plan at once, so that no image waits for another longer than it would."""
@@ -249,7 +260,9 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
                 if image.steps_taken == 0:
                     begun.append(request_id)
                 image.steps_taken += scheduler_output.passes
-        self._measured_spare_inputs = model_runner_output.spare_inputs
+        cost = model_runner_output.pass_cost
+        if cost is not None and not self._has_given_cost:
+            self._pass_cost = cost
         for request_id, count in model_runner_output.draft_counts.items():
             image = self._images.get(request_id)
             if image is not None:
