@@ -72,7 +72,7 @@ bench: $(STAMP)  ## measure ZipAR beside stock vLLM
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 
 bench-gpu: $(STAMP)  ## on a GPU: the kernels' tests, what they compile to, attention alone
-	-$(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py
+	-$(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py tests/decoding/test_triton_sampl*.py
 	-$(BIN)/python -m benchmarks.gpu.compiled --processes 8
 	-$(BIN)/python -m benchmarks.gpu.kernel $(ARGS)
 

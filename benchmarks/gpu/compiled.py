@@ -1,4 +1,4 @@
-"""Compile the attention kernel for GPUs that need not be there, and say what it takes of them.
+"""Compile the Triton kernels for GPUs that need not be there, and say what they take of them.
 
     python -m benchmarks.gpu.compiled [--sample] [--processes 4]
 
@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from triton.backends.compiler import GPUTarget
 from zipar_vllm.attention import triton_kernels
 from zipar_vllm.attention.interface import AttentionInputs
 from zipar_vllm.attention.triton_attention import FP8, TritonAttention, tile_rows
+from zipar_vllm.decoding import triton_sampling
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB that a block may have, by compute capability (CUDA C++ Programming Guide, table of technical
@@ -52,6 +53,9 @@ MODELS = {
 }
 """Heads, key heads and their size."""
 
+VOCABULARIES = {"Emu3": 32768, "LlamaGen": 16384, "Lumina": 8192, "embedded": 256, "uneven": 1000}
+"""Image tokens; a number that is no multiple of 16 is read in narrower loads."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -63,13 +67,76 @@ class Variant:
     block_size: int = 64
     is_fp8: bool = False
 
+    def __str__(self) -> str:
+        dtype = f"{self.dtype}".removeprefix("torch.") + (" fp8" * self.is_fp8)
+        return f"{self.model}, {dtype}, {self.rows} rows, blocks of {self.block_size}"
+
+    def launch(self) -> None:
+        """Run a step's attention over tensors without contents: one lane, split into parts."""
+        heads, kv_heads, size = MODELS[self.model]
+        group = heads // kv_heads
+        count = max(self.rows // group, 1)
+        step = AttentionInputs(
+            positions=_meta(count, dtype=torch.int64),
+            limits=_meta(count, dtype=torch.int32),
+            slot_mapping=_meta(count, dtype=torch.int64),
+            lanes=np.zeros(1, dtype=np.int64),
+            lane_starts=np.array([0, count]),
+            last_positions=np.array([8191]),
+            num_decoding=1,
+            orders=_meta(2, 8192, dtype=torch.int32),
+            block_table=_meta(2, 8192 // self.block_size, dtype=torch.int64),
+            block_size=self.block_size,
+        )
+        query, output = (_meta(count, heads, size, dtype=self.dtype) for _ in range(2))
+        key, value = (_meta(count, kv_heads, size, dtype=self.dtype) for _ in range(2))
+        kernel = TritonAttention(group, size, self.dtype, torch.device("meta"))
+        shape = (2, kv_heads, self.block_size, 2 * (-(-size // 8) * 8))
+        cache = _meta(*shape, dtype=FP8 if self.is_fp8 else self.dtype)
+        kernel.run(query, key, value, cache, kernel.prepare(step), 0.1, output, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class SamplingVariant:
+    """What a step's sampling is compiled for."""
+
+    model: str
+    dtype: torch.dtype
+    is_scored: bool = False
+
+    def __str__(self) -> str:
+        dtype = f"{self.dtype}".removeprefix("torch.")
+        return f"{self.model}, {VOCABULARIES[self.model]} tokens, {dtype}" + (
+            ", scored" * self.is_scored
+        )
+
+    def launch(self) -> None:
+        """Sample 64 tokens of a table of 4,096, all without contents."""
+        names = [field.name for field in fields(triton_sampling.SampleColumns)]
+        floats = {"guidance_scale", "temperature", "top_p", "min_p"}
+        columns = {
+            name: _meta(64, dtype=torch.float32 if name in floats else torch.int64)
+            for name in names
+        }
+        triton_sampling.sample(
+            _meta(128, VOCABULARIES[self.model], dtype=self.dtype),
+            triton_sampling.SampleColumns(**columns),
+            _meta(4096, dtype=torch.int64),
+            32,
+            _meta(4096, 2, dtype=torch.float32) if self.is_scored else None,
+        )
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
 
 @dataclass(frozen=True)
 class Compiled:
     """What one kernel takes of a GPU: registers and spilled bytes per thread, shared bytes."""
 
     capability: int
-    variant: Variant
+    variant: Variant | SamplingVariant
     kernel: str
     warps: int
     registers: int
@@ -87,11 +154,11 @@ class Compiled:
         return ", ".join(problem for problem, is_so in problems.items() if is_so)
 
 
-MAIN = Variant("Emu3", torch.bfloat16, 64)
+MAIN = (Variant("Emu3", torch.bfloat16, 64), SamplingVariant("Emu3", torch.bfloat16, True))
 
 
-def variants() -> Iterator[Variant]:
-    """All in use: models times dtypes times tiles, other block sizes, float8 caches."""
+def variants() -> Iterator[Variant | SamplingVariant]:
+    """All in use: models times dtypes times tiles, other block sizes, float8 caches; sampling."""
     for model, (_, _, size) in MODELS.items():
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             rows = 16
@@ -105,18 +172,22 @@ def variants() -> Iterator[Variant]:
             yield Variant(model, torch.bfloat16, rows, is_fp8=True)
     yield Variant("Emu3", torch.float16, 64, is_fp8=True)
     yield Variant("Emu3", torch.float32, 32, is_fp8=True)
+    for model in VOCABULARIES:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for is_scored in (False, True):
+                yield SamplingVariant(model, dtype, is_scored)
 
 
-def jobs(sample: bool) -> list[tuple[int, Variant]]:
+def jobs(sample: bool) -> list[tuple[int, Variant | SamplingVariant]]:
     """What is to be compiled for which GPU."""
     capabilities = list(SHARED_MEMORY)
     found = []
     for index, variant in enumerate(variants()):
         for capability in capabilities:
-            if variant.is_fp8 and capability < FP8_CAPABILITY:
+            if isinstance(variant, Variant) and variant.is_fp8 and capability < FP8_CAPABILITY:
                 continue
             is_sampled = index % 3 == 0 and capability == capabilities[index // 3 % 6]
-            if not sample or variant == MAIN or is_sampled:
+            if not sample or variant in MAIN or is_sampled:
                 found.append((capability, variant))
     return found
 
@@ -152,47 +223,23 @@ class _Recorder:
         return launch
 
 
-KERNELS = {name: getattr(triton_kernels, name) for name in ("write", "attend", "merge")}
-
-
-def launch(variant: Variant) -> None:
-    """Run a step's attention over tensors without contents: one lane, split into parts."""
-    heads, kv_heads, size = MODELS[variant.model]
-    group = heads // kv_heads
-    count = max(variant.rows // group, 1)
-
-    def meta(*shape: int, dtype: torch.dtype = variant.dtype) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
-    step = AttentionInputs(
-        positions=meta(count, dtype=torch.int64),
-        limits=meta(count, dtype=torch.int32),
-        slot_mapping=meta(count, dtype=torch.int64),
-        lanes=np.zeros(1, dtype=np.int64),
-        lane_starts=np.array([0, count]),
-        last_positions=np.array([8191]),
-        num_decoding=1,
-        orders=meta(2, 8192, dtype=torch.int32),
-        block_table=meta(2, 8192 // variant.block_size, dtype=torch.int64),
-        block_size=variant.block_size,
+KERNELS = {
+    (module, name): getattr(module, name)
+    for module, names in (
+        (triton_kernels, ("write", "attend", "merge")),
+        (triton_sampling, ("sample_tokens",)),
     )
-    width = -(-size // 8) * 8
-    cache = meta(2, kv_heads, variant.block_size, 2 * width)
-    query, output = meta(count, heads, size), meta(count, heads, size)
-    key, value = meta(count, kv_heads, size), meta(count, kv_heads, size)
-    kernel = TritonAttention(group, size, variant.dtype, torch.device("meta"))
-    if variant.is_fp8:
-        cache = cache.to(FP8)
-    kernel.run(query, key, value, cache, kernel.prepare(step), 0.1, output, 0.5, 0.5)
+    for name in names
+}
 
 
-def compile_for(capability: int, variant: Variant) -> list[Compiled]:
+def compile_for(capability: int, variant: Variant | SamplingVariant) -> list[Compiled]:
     """Compile a variant's kernels, or take them from Triton's cache."""
     found: dict[str, Any] = {}
     triton.runtime.driver.set_active(_Target(capability))
-    for name, kernel in KERNELS.items():
-        setattr(triton_kernels, name, _Recorder(kernel, found))
-    launch(variant)
+    for (module, name), kernel in KERNELS.items():
+        setattr(module, name, _Recorder(kernel, found))
+    variant.launch()
     return [
         Compiled(
             capability,
@@ -227,11 +274,9 @@ def main(words: list[str] | None = None) -> int:
     with ProcessPoolExecutor(options.processes) as pool:
         for results in pool.map(compile_for, *zip(*jobs(options.sample), strict=True)):
             for result in results:
-                variant = result.variant
-                name = f"{variant.dtype}".removeprefix("torch.") + (" fp8" * variant.is_fp8)
                 print(
-                    f"sm_{result.capability} {result.kernel:6} {variant.model}, {name}, "
-                    f"{variant.rows} rows, blocks of {variant.block_size}: {result.warps} warps, "
+                    f"sm_{result.capability} {result.kernel:6} {result.variant}: "
+                    f"{result.warps} warps, "
                     f"{result.registers} registers, {result.spilled} bytes spilled, "
                     f"{result.shared} bytes shared {result.excess()}",
                     flush=True,

@@ -165,7 +165,7 @@ def test_a_slice_of_a_wider_row() -> None:
 
 def test_sampled_tokens_differ() -> None:
     """Else the comparisons above would say little."""
-    fixed = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    fixed: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     assert len(set(Samples(40, 40, 0, **fixed).draw().tolist())) > 15
 
 
