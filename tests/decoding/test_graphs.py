@@ -29,9 +29,7 @@ def captured(path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     return Room(path, kernel=kernel)
 
 
-def test_any_batch_as_if_it_was_not_captured(
-    captured: Room, path: Path, terminated: bool
-) -> None:
+def test_any_batch_as_if_it_was_not_captured(captured: Room, path: Path, terminated: bool) -> None:
     """Windows 1, 4 and C, options, guidance, adaptive, drafts; images come, end and are aborted."""
     room = captured
     images = {
@@ -60,10 +58,8 @@ def test_any_batch_as_if_it_was_not_captured(
         assert_diverse(tokens)
 
 
-def test_prompts_and_decoding_are_replayed_but_not_scores(
-    captured: Room, terminated: bool
-) -> None:
-    """An image that wants log-probabilities is run operation by operation, and so is a wide step."""
+def test_prompts_and_decoding_are_replayed_but_not_scores(captured: Room, terminated: bool) -> None:
+    """What wants log-probabilities is run operation by operation, and so is a wide step."""
     with recorded_graphs() as replayed:
         captured.capture([8])
         plain = make_image(terminated, 1, 3)

@@ -253,9 +253,11 @@ class ImageModelRunner(UnusedRunnerMethods):
 
     @torch.inference_mode()
     def _capture(self, capacities: Sequence[int], pool: Any) -> int:
+        torch.cuda.empty_cache()
         before = torch.cuda.mem_get_info(self.device)[0]
         with graph_capture(self.device):
             self.decoder.capture(self, capacities, pool)
+        torch.cuda.empty_cache()
         return max(0, before - torch.cuda.mem_get_info(self.device)[0])
 
     def _measure_captured(self) -> torch.Tensor | None:
@@ -263,7 +265,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         if self.device.type != "cuda" or self.model_config.enforce_eager:
             return None
         taken = self._capture(self._capacities()[-1:], current_platform.graph_pool_handle())
-        self.decoder.forget_captured()
+        self.decoder.capture(self, [])  # forgets it
         return torch.empty(taken, dtype=torch.uint8, device=self.device)
 
     def _one_block(self, specs: dict[str, KVCacheSpec]) -> KVCacheConfig:
