@@ -24,18 +24,22 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         before = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        after = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        sources, targets = ({t.device.type for t in own} for own in (before, after))
+        sources = {tensor.device.type for tensor in before}
         is_copy = func.overloadpacket in (aten._to_copy, aten.to, aten.copy_)
-        if is_copy and "cpu" in sources and "meta" in targets:
-            self.copies_in += 1
-            self.waits += not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        elif is_copy and "meta" in sources and "cpu" in targets:
+        waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2] is True))
+        if is_copy and kwargs.get("device") == torch.device("cpu") and sources == {"meta"}:
             self.copies_out += 1
-            self.waits += not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        elif "meta" in targets and func.overloadpacket not in MEMORY:
+            self.waits += waits
+            return torch.empty(args[0].shape, dtype=args[0].dtype)
+        result = func(*args, **kwargs)
+        after = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if not any(tensor.device.type == "meta" for tensor in after):
+            return result
+        if is_copy and "cpu" in sources:
+            self.copies_in += 1
+            self.waits += waits
+        elif func.overloadpacket not in MEMORY:
             known = {tensor.untyped_storage()._cdata for tensor in before}
             writes = func._schema.is_mutable
             writes |= any(tensor.untyped_storage()._cdata not in known for tensor in after)
