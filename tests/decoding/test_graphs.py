@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.cases import NEGATIVE, assert_diverse, expected, make_image
-from tests.recorded import NotCapturedError, RecordedGraph, recorded_graphs
+from tests.recorded import NotCapturedError, recorded_graphs
 from zipar_vllm.attention.triton_attention import TritonAttention
 from zipar_vllm.decoding import decoder
 from zipar_vllm.decoding.triton_sampler import TritonSampler
@@ -81,7 +81,7 @@ def test_operators_in_python_are_recorded_by_what_they_call() -> None:
     library.define("scale(Tensor(a!) x) -> ()")
     library.impl("scale", scale, "CPU")
     with recorded_graphs(), torch.inference_mode():
-        graph, x = RecordedGraph(), torch.ones(3)
+        graph, x = torch.cuda.CUDAGraph(), torch.ones(3)
         with torch.cuda.graph(graph):
             torch.ops.zipar_tests.scale(x)
             y = x + 1
@@ -105,5 +105,9 @@ def test_operators_in_python_are_recorded_by_what_they_call() -> None:
 )
 def test_what_needs_the_host_is_refused(forbidden: Any) -> None:
     x, i = torch.ones(3), torch.arange(2)
-    with recorded_graphs(), pytest.raises(NotCapturedError), torch.cuda.graph(RecordedGraph()):
+    with (
+        recorded_graphs(),
+        pytest.raises(NotCapturedError),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
         forbidden(x, i)

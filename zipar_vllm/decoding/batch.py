@@ -75,6 +75,10 @@ class HostStep:
         return cls({}, (NO_INTS, NO_INTS, NO_INTS), 0, tiling, SampleBatch.nothing())
 
     @property
+    def num_inputs(self) -> int:
+        return int(self.lanes[1][-1])
+
+    @property
     def num_entries(self) -> int:
         """The most entries of any field."""
         counts = [sum(map(len, own)) for own in self.arrays.values()]

@@ -95,6 +95,7 @@ class ImageDecoder:
     Attributes:
         table: The running images.
         times: Where the steps' time went.
+        num_inputs: Inputs of the last forward pass.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ImageDecoder:
         positions: Positions | None = None,
     ) -> None:
         self.times = StepTimes()
+        self.num_inputs = 0
         self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device, positions)
         self._device = device
         self._vocabulary = vocabulary
@@ -192,6 +194,7 @@ class ImageDecoder:
             return 0
         with self.times.measure("prepare"):
             step = self._batches.lay_out(decoding, prefilling, model.kernel)
+            self.num_inputs = step.num_inputs
             graph = self._graphs.find(step)
             sent = self._batches.send(step, graph.capacity if graph else None)
         accepted = self._replay(graph, step.samples) if graph else self._run(sent, model)
