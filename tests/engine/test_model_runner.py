@@ -61,7 +61,7 @@ def test_the_profile_holds_as_much_memory_as_they_take(
     monkeypatch.setattr(torch, "empty", lambda size, dtype, device: (size, dtype, device.type))
     held = make_runner(calls, "cuda")._measure_captured()
     assert held == (700, torch.uint8, "cuda")
-    assert calls == ["begin", ([24], "own"), "end", ([], None)]
+    assert calls == ["begin", ([8, 16, 24], "own"), "end", ([], None)]
 
 
 @pytest.mark.parametrize(("device", "eager"), [("cpu", False), ("cuda", True)])

@@ -261,10 +261,10 @@ class ImageModelRunner(UnusedRunnerMethods):
         return max(0, before - torch.cuda.mem_get_info(self.device)[0])
 
     def _measure_captured(self) -> torch.Tensor | None:
-        """As much memory as captured steps will take: about that of the widest, others share it."""
+        """As much memory as captured steps will take, found by capturing them."""
         if self.device.type != "cuda" or self.model_config.enforce_eager:
             return None
-        taken = self._capture(self._capacities()[-1:], current_platform.graph_pool_handle())
+        taken = self._capture(self._capacities(), current_platform.graph_pool_handle())
         self.decoder.capture(self, [])  # forgets it
         return torch.empty(taken, dtype=torch.uint8, device=self.device)
 
