@@ -53,7 +53,7 @@ class StepHeader:
         # Numbers of 8 bytes first, so that they are aligned.
         self._fields = dict(sorted(fields.items(), key=lambda item: -item[1].words))
         self._device = device
-        self._pieces: dict[int, _Piece] = {}
+        self._pieces: dict[tuple[int, bool], _Piece] = {}
 
     def send(
         self,
@@ -75,7 +75,8 @@ class StepHeader:
         """
         counts = {name: sum(map(len, own)) for name, own in arrays.items()}
         tail_length = 0 if tail is None else len(tail)
-        piece = self._piece(capacity or bucket(max(counts.values())), tail_length)
+        room = capacity or bucket(max(counts.values()))
+        piece = self._piece(room, tail_length, bool(capacity))
         host = piece.acquire()
         for name, own in arrays.items():
             count, target = counts[name], host.arrays[name]
@@ -95,12 +96,13 @@ class StepHeader:
             counts["tail"] = tail_length
         return piece.device.first(counts)
 
-    def _piece(self, capacity: int, tail: int) -> _Piece:
-        found = self._pieces.get(capacity)
+    def _piece(self, capacity: int, tail: int, is_captured: bool) -> _Piece:
+        """Captured steps have theirs alone: they look for it where it was when they were captured."""
+        found = self._pieces.get((capacity, is_captured))
         if found is None or len(found.device.tensors["tail"]) < tail:
             # Longer than need be, so that it seldom has to grow.
             found = _Piece(self._fields, capacity, bucket(tail), self._device)
-            self._pieces[capacity] = found
+            self._pieces[capacity, is_captured] = found
         return found
 
 
