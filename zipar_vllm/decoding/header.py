@@ -97,7 +97,7 @@ class StepHeader:
         return piece.device.first(counts)
 
     def _piece(self, capacity: int, tail: int, is_captured: bool) -> _Piece:
-        """Captured steps have theirs alone: they look for it where it was when they were captured."""
+        """Captured steps have their own: they look for it where it was from the start."""
         found = self._pieces.get((capacity, is_captured))
         if found is None or len(found.device.tensors["tail"]) < tail:
             # Longer than need be, so that it seldom has to grow.
