@@ -29,7 +29,7 @@ MAX_SEED = 2**63 - 1
 FIRST_ID = 1000
 CHOICES: dict[str, list[float]] = {
     "temperature": [0.0, 1e-37, 1e-30, 0.01, 0.7, 1.0, 5.0],
-    "top_p": [1e-7, 0.05, 0.3, 0.5, 0.9, 0.999999, 1.0, 1.0],
+    "top_p": [1e-30, 0.05, 0.3, 0.5, 0.9, 0.999999, 1.0, 1.0],
     "min_p": [0.0, 0.0, 1e-9, 0.02, 0.5, 1.0],
     "guidance_scale": [0.0, 1.0, 3.5, 7.25],
 }
@@ -104,7 +104,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("block")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     n=st.integers(1, 5),
     num_codes=st.integers(1, 40),
@@ -117,7 +117,7 @@ def test_any_mix(n: int, num_codes: int, seed: int, dtype: torch.dtype, spread: 
 
 
 @pytest.mark.usefixtures("block")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     num_codes=st.integers(2, 30),
     seed=st.integers(0, 2**32),
@@ -135,6 +135,26 @@ def test_equal_and_infinite_logits(num_codes: int, seed: int, levels: int, maske
         logits[:, rng.permutation(num_codes)[1:][: num_codes // 2]] = -np.inf
     samples.logits = torch.from_numpy(logits)
     samples.check()
+
+
+@pytest.mark.parametrize(
+    ("cuts", "kept"), [({"top_k": 5}, 5), ({"top_p": 0.7}, 5), ({"top_k": 4, "top_p": 0.6}, 3)]
+)
+def test_all_but_the_last_of_equal_logits(cuts: dict[str, Any], kept: int) -> None:
+    """Of six; each that is left is drawn at times."""
+    fixed = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **cuts}
+    samples = Samples(24, 6, 0, torch.float32, 0.0, **fixed)
+    samples.check()
+    assert samples.expected().unique().tolist() == list(range(kept))
+
+
+@pytest.mark.parametrize("min_p", [0.3, 0.9])
+def test_fewer_left_by_min_p_than_top_k_asks_for(min_p: float) -> None:
+    """What top-p adds up is of those that are left."""
+    fixed: dict[str, Any] = {"temperature": 1.0, "top_k": 25, "top_p": 0.6, "min_p": min_p}
+    samples = Samples(16, 30, 0, torch.float32, 0.5, **fixed)
+    samples.check()
+    assert len(samples.expected().unique()) > 3
 
 
 @pytest.mark.parametrize(
