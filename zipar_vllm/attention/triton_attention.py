@@ -9,7 +9,7 @@ Which tiles there are stands in a table on the device, and launches depend on no
 number of inputs, the tile's size and how many parts there is memory for. So a captured launch
 serves any step that fits (:meth:`TritonAttention.shapes`).
 
-It imports torch, numpy and triton only, as the kernels do (``triton_kernels.py``). Source of the
+It imports torch and triton only, as the kernels do (``triton_kernels.py``). Source of the
 split over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 
@@ -152,7 +151,7 @@ class TritonAttention:
         split = (max_keys - 1) // self._part_keys + 1
         parts = min(split * num_inputs, MAX_CAPTURED_PARTS) if split > 1 else 0
         longest = HEADER.value + num_inputs * (ENTRY.value * split + MERGE.value)
-        table = np.zeros(longest, dtype=np.int32)
+        table = torch.zeros(longest, dtype=torch.int32).numpy()
         rows = tile_rows(self._group, self._head_size, self._dtype)
         most = tile_rows(num_inputs * self._group, self._head_size, self._dtype)
         return [Tiling(table, rows << n, parts) for n in range((most // rows).bit_length())]

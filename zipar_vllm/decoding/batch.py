@@ -6,7 +6,7 @@ brought to the device in one copy (:mod:`.header`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel, Tiling
+from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel
 from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
 from .header import Field, StepHeader
+from .host_step import HostStep, SentStep
 from .policy import NO_INTS, IntArray, Verification
 from .sampler import StepSampler
 from .samples import DraftBatch, SampleBatch
@@ -47,50 +48,6 @@ class StepBatch:
     @property
     def num_inputs(self) -> int:
         return self.input_ids.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class HostStep:
-    """A step on the host.
-
-    Attributes:
-        arrays: By field of :data:`FIELDS`, arrays to be joined.
-        lanes: Each lane's index, starts and last position, as in ``AttentionInputs``.
-        num_decoding: As there.
-        tiling: As there.
-        samples: What is sampled.
-        embedded: As in :class:`StepBatch`.
-    """
-
-    arrays: Mapping[str, Sequence[NDArray[Any]]]
-    lanes: tuple[IntArray, IntArray, IntArray]
-    num_decoding: int
-    tiling: Tiling | None
-    samples: SampleBatch
-    embedded: Sequence[tuple[int, torch.Tensor]] = ()
-
-    @classmethod
-    def blank(cls, tiling: Tiling) -> HostStep:
-        """A step without inputs, to be captured for others of its shape."""
-        return cls({}, (NO_INTS, NO_INTS, NO_INTS), 0, tiling, SampleBatch.nothing())
-
-    @property
-    def num_inputs(self) -> int:
-        return int(self.lanes[1][-1])
-
-    @property
-    def num_entries(self) -> int:
-        """The most entries of any field."""
-        counts = [sum(map(len, own)) for own in self.arrays.values()]
-        return max(*counts, len(self.samples.inputs))
-
-
-@dataclass(frozen=True, slots=True)
-class SentStep:
-    """The same on its way: what is on the device of it, by field."""
-
-    step: HostStep
-    tensors: Mapping[str, torch.Tensor]
 
 
 @dataclass(slots=True)

@@ -14,8 +14,9 @@ from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
-from .batch import BatchBuilder, HostStep, SentStep, StepBatch
+from .batch import BatchBuilder, StepBatch
 from .graphs import Captured, StepGraphs
+from .host_step import HostStep, SentStep
 from .job import ImageJob
 from .policy import DraftCount
 from .samples import SampleBatch

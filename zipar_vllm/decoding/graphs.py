@@ -15,8 +15,8 @@ import torch
 
 from zipar_vllm.attention.interface import Tiling
 
-from .batch import HostStep
 from .header import bucket
+from .host_step import HostStep
 
 
 @dataclass(frozen=True, slots=True)
