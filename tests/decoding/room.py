@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,10 @@ class Room:
         self._running[name] = _Running(job, blocks, len(prompt))
         self.results[name] = Decoded()
         self.released[name] = []
+
+    def capture(self, capacities: Sequence[int]) -> None:
+        """Have steps captured from now on."""
+        self._decoder.capture(self._model, capacities)
 
     def abort(self, name: str) -> None:
         self._remove(name)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.cases import NEGATIVE, make_image
+from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
@@ -27,6 +28,8 @@ INDEXING = (aten.index_put, aten.index_put_, aten._index_put_impl_)
 
 class Model:
     """Hidden states and logits without contents."""
+
+    kernel = TorchAttention(1, torch.float32)
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         return torch.empty(batch.num_inputs, 8, device=DEVICE)

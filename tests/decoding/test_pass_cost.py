@@ -20,6 +20,7 @@ class Clocked:
 
     def __init__(self, model: Any, fixed: float, per_lane: float, per_input: float) -> None:
         self._model = model
+        self.kernel = model.kernel
         self._costs = fixed, per_lane, per_input
         self.now = 0.0
 

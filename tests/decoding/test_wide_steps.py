@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.cases import NEGATIVE, make_image
+from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.core.sampling import SamplingBatch
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding import samples
@@ -55,6 +56,8 @@ def test_sampling_in_parts_changes_nothing(
 
 class Recorder:
     """A model that notes what it is asked for."""
+
+    kernel = TorchAttention(1, torch.float32)
 
     def __init__(self) -> None:
         self.batch: StepBatch | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,14 +123,34 @@ def scheduling_ahead() -> Iterator[None]:
         yield
 
 
+ABORTED = [str(number) for number in range(9, 102, 9)]
+
+
 def images(terminated: bool) -> list[PreparedImage]:
-    """One of a fixed window, one of an adaptive one, both guided."""
+    """One of a fixed window, one of an adaptive one, both guided; and a hundred small ones."""
     guided: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
     sampled = {"temperature": 1.0, "seed": 3}
-    return [
+    found = [
         make_image(terminated, window=4, **guided, **sampled),
         make_image(terminated, policy=ADAPTIVE, **guided, **sampled),
     ]
+    chance = random.Random(7)
+    for seed in range(100):
+        columns = chance.randint(1, 5)
+        found.append(
+            make_image(
+                terminated,
+                chance.randint(1, 4),
+                columns,
+                window=chance.randint(1, columns),
+                policy=chance.choice(["fixed_window", "fixed_window", ADAPTIVE]),
+                temperature=chance.choice([0.0, 1.0]),
+                top_k=chance.choice([0, 20]),
+                seed=seed,
+                **(guided if chance.random() < 0.5 else {}),
+            )
+        )
+    return found
 
 
 def main(path: Path) -> None:
@@ -137,10 +158,16 @@ def main(path: Path) -> None:
     with scheduling_ahead():
         engine = start_engine(path, worker_cls=worker, max_num_seqs=4)
     assert engine.core.batch_queue_size == 2
+    free = engine.free_blocks
     for number, image in enumerate(images(engine.terminated)):
         engine.add(str(number), image)
+    for name in ABORTED:  # some wait, some run
+        for _ in range(8):
+            engine.step()
+        engine.abort(name)
     engine.run()
-    drawn = {name: finished.tokens for name, finished in engine.outputs.items()}
+    assert engine.free_blocks == free
+    drawn = {name: [own.tokens, own.steps] for name, own in engine.outputs.items()}
     engine.core.shutdown()
     print(json.dumps({"profiled": PROFILED, "drawn": drawn}))
 

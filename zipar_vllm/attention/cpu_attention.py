@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .interface import AttentionInputs
+from .interface import AttentionInputs, NotTiled
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class CPUMetadata:
     arrays: tuple[object, ...]
 
 
-class CPUAttention:
+class CPUAttention(NotTiled):
     """Reads each lane's keys once for all its queries, straight from the paged cache."""
 
     def __init__(self, library: ctypes.CDLL) -> None:

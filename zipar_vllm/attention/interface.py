@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,21 @@ import torch
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a kernel divides a step's work, worked out on the host.
+
+    Attributes:
+        table: int32 ``[length]``, the kernel's own; it needs it on the device.
+        rows: Rows of a tile.
+        parts: Parts of tiles whose results are merged, at most.
+    """
+
+    table: NDArray[np.int32]
+    rows: int
+    parts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,8 @@ class AttentionInputs:
         block_table: int64 ``[all lanes, slots / block_size]`` on the device; past a lane's end it
             names any valid block.
         block_size: Slots per block.
+        tiling: How the kernel divides the step, if that is worked out already.
+        tile_table: Its table on the device.
     """
 
     positions: torch.Tensor
@@ -46,6 +64,8 @@ class AttentionInputs:
     orders: torch.Tensor
     block_table: torch.Tensor
     block_size: int
+    tiling: Tiling | None = None
+    tile_table: torch.Tensor | None = None
 
 
 class AttentionKernel(Protocol):
@@ -81,3 +101,29 @@ class AttentionKernel(Protocol):
             output: ``[inputs, heads, head_size]``, written in place.
         """
         ...
+
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling | None:
+        """Divide a step; arguments as in :class:`AttentionInputs`. None if there is no need to."""
+        ...
+
+    def shapes(self, num_inputs: int, max_keys: int) -> Sequence[Tiling]:
+        """What launches may be captured for, of steps of so many inputs and keys per lane.
+
+        Returns:
+            Shapes without tiles: their tables are all zeros and as long as any. A captured step
+            serves those of as many rows, no more parts and no longer table. None if launches
+            depend on more than that.
+        """
+        ...
+
+
+class NotTiled:
+    """What a kernel answers that divides no step beforehand, and cannot be captured."""
+
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling | None:
+        """No need to."""
+        return None
+
+    def shapes(self, num_inputs: int, max_keys: int) -> Sequence[Tiling]:
+        """None."""
+        return []

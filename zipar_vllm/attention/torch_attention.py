@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from zipar_vllm.core.transfer import to_device
 
-from .interface import AttentionInputs
+from .interface import AttentionInputs, NotTiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class TorchMetadata:
     groups: tuple[LaneGroup, ...]
 
 
-class TorchAttention:
+class TorchAttention(NotTiled):
     """Gathers keys and values, and lets torch attend over them.
 
     Args:

@@ -6,32 +6,33 @@ one lane keeps a whole GPU busy and no result depends on the batch; a second ker
 parts found, and a third one writes keys and values beforehand.
 
 Which tiles there are stands in a table on the device, and launches depend on nothing but the
-number of inputs and the tile's size. So a captured launch serves any batch of that shape
-(:meth:`TritonMetadata.copy_`).
+number of inputs, the tile's size and how many parts there is memory for. So a captured launch
+serves any step that fits (:meth:`TritonAttention.shapes`).
 
-It imports torch and triton only, as the kernels do (``triton_kernels.py``). Source of the split
-over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
+It imports torch and triton only, as the kernels do (``triton_kernels.py``). Source of the
+split over keys: "Flash-Decoding for long-context inference" (Dao et al., 2023).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 
 from . import triton_kernels
-from .triton_kernels import ENTRY, HEADER
-
-if TYPE_CHECKING:
-    from .interface import AttentionInputs
+from .interface import AttentionInputs, Ints, Tiling
+from .triton_kernels import ENTRY, HEADER, MERGE
 
 PART_KEYS = 512
 """Keys of a part: two lanes of 8,000 keys times eight key heads fill the 264 places of an H100."""
 
 MAX_SPLIT_TILES = 4
 """Lanes of more tiles are not split: they keep a GPU busy as they are, and parts take memory."""
+
+MAX_CAPTURED_PARTS = 2048
+"""Parts that a captured launch has memory for, 60 lanes of 8,000 keys times two tiles: a step of
+more keeps a GPU so busy that its launches need not be captured."""
 
 STAGES = 3
 """Two tiles of keys on their way while one is worked on: copies reach as far ahead as memory is."""
@@ -63,22 +64,6 @@ class TritonMetadata:
     block_size: int
     rows: int
     parts: int
-
-    def copy_(self, other: TritonMetadata) -> None:
-        """Take over another step over the same tables, in place: for launches once captured.
-
-        Raises:
-            ValueError: it has other tiles, or more of anything than fits.
-        """
-        inputs = len(other.positions)
-        fits = inputs <= len(self.positions) and len(other.table) <= len(self.table)
-        if other.rows != self.rows or other.parts > self.parts or not fits:
-            raise ValueError("the step has other tiles than the captured one, or more of them")
-        self.table[: len(other.table)].copy_(other.table)
-        self.positions[:inputs].copy_(other.positions)
-        self.limits[:inputs].copy_(other.limits)
-        self.slot_mapping[:inputs].copy_(other.slot_mapping)
-        self.slot_mapping[inputs:].fill_(-1)
 
 
 class TritonAttention:
@@ -113,8 +98,29 @@ class TritonAttention:
         self._processors = properties.multi_processor_count if properties else 2
 
     def prepare(self, step: AttentionInputs) -> TritonMetadata:
-        """Lay the step out in tiles and parts, on the host, and copy the table in one piece."""
-        starts, keys = torch.from_numpy(step.lane_starts), torch.from_numpy(step.last_positions) + 1
+        """Divide the step in tiles and parts, unless that is done already."""
+        tiling, table = step.tiling, step.tile_table
+        if tiling is None or table is None:
+            tiling = self.tile(step.lanes, step.lane_starts, step.last_positions)
+            host, device = torch.from_numpy(tiling.table), step.positions.device
+            if device.type == "cuda":
+                host = host.pin_memory()
+            table = host.to(device, non_blocking=True)
+        return TritonMetadata(
+            table=table,
+            positions=step.positions,
+            limits=step.limits,
+            slot_mapping=step.slot_mapping,
+            orders=step.orders,
+            block_table=step.block_table,
+            block_size=step.block_size,
+            rows=tiling.rows,
+            parts=tiling.parts,
+        )
+
+    def tile(self, lanes: Ints, lane_starts: Ints, last_positions: Ints) -> Tiling:
+        """Lay a step out in tiles and parts; see :class:`AttentionKernel`."""
+        starts, keys = torch.from_numpy(lane_starts), torch.from_numpy(last_positions) + 1
         counts = starts.diff()
         rows = tile_rows(int(counts.max()) * self._group, self._head_size, self._dtype)
         inputs = rows // self._group
@@ -132,27 +138,23 @@ class TritonAttention:
         end = torch.where(split[lane], begin + self._part_keys, keys[lane]).minimum(keys[lane])
         numbers = torch.where(split, entries, 0)
         number = (numbers.cumsum(0) - numbers)[lane] + tile * parts[lane] + part
-        lanes = torch.from_numpy(step.lanes)[lane]
         own = torch.where(split[lane], number, -1)
         merged = split[lane] & (part == 0)
         merges = torch.stack([first, count, number, parts[lane]], 1)[merged]
         header = torch.tensor([len(lane), len(merges), HEADER.value + ENTRY.value * len(lane)])
-        body = torch.stack([lanes, first, count, begin, end, own], 1)
+        body = torch.stack([torch.from_numpy(lanes)[lane], first, count, begin, end, own], 1)
         table = torch.cat([header, body.view(-1), merges.view(-1)]).to(torch.int32)
-        device = step.positions.device
-        if device.type == "cuda":
-            table = table.pin_memory()
-        return TritonMetadata(
-            table=table.to(device, non_blocking=True),
-            positions=step.positions,
-            limits=step.limits,
-            slot_mapping=step.slot_mapping,
-            orders=step.orders,
-            block_table=step.block_table,
-            block_size=step.block_size,
-            rows=rows,
-            parts=int(numbers.sum()),
-        )
+        return Tiling(table.numpy(), rows, int(numbers.sum()))
+
+    def shapes(self, num_inputs: int, max_keys: int) -> list[Tiling]:
+        """A shape for tiles of every size that there may be; see :class:`AttentionKernel`."""
+        split = (max_keys - 1) // self._part_keys + 1
+        parts = min(split * num_inputs, MAX_CAPTURED_PARTS) if split > 1 else 0
+        longest = HEADER.value + num_inputs * (ENTRY.value * split + MERGE.value)
+        table = torch.zeros(longest, dtype=torch.int32).numpy()
+        rows = tile_rows(self._group, self._head_size, self._dtype)
+        most = tile_rows(num_inputs * self._group, self._head_size, self._dtype)
+        return [Tiling(table, rows << n, parts) for n in range((most // rows).bit_length())]
 
     def run(
         self,

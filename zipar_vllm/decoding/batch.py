@@ -1,6 +1,7 @@
 """Lay a step out: flat model inputs, attention groups and what is sampled.
 
-All of it is worked out on the host, from the images' steps and what the table knows of them.
+All of it is worked out on the host, from the images' steps and what the table knows of them, and
+brought to the device in one copy (:mod:`.header`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.interface import AttentionInputs
+from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel
 from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
+from .header import Field, StepHeader
+from .host_step import HostStep, SentStep
 from .policy import NO_INTS, IntArray, Verification
+from .sampler import StepSampler
 from .samples import DraftBatch, SampleBatch
 from .table import ImageState, StateTable
 
@@ -207,27 +211,53 @@ class _Layout:
         )
 
 
+FIELDS = {
+    "sources": Field(np.int64),
+    "positions": Field(np.int64),
+    "model_positions": Field(np.int64),
+    "slots": Field(np.int64, padding=-1),
+    "marks": Field(np.int64, padding=-1),
+    "forgotten": Field(np.int64),
+    "rows": Field(np.int64),
+    "limits": Field(np.int32),
+}
+"""What is brought to the device: of each input the place of its id among the table's tokens, its
+position, the model's own one, the slot it is written to, which of the table's orders it sets, and
+the highest order it sees; which orders become unwritten first; which inputs are sampled from.
+"""
+
+
 class BatchBuilder:
     """Builds steps over a state table, and marks what they write.
 
     Args:
         table: The running images.
+        sampler: Its fields are brought to the device with the rest.
         device: The model's device.
     """
 
-    def __init__(self, table: StateTable, device: torch.device) -> None:
+    def __init__(self, table: StateTable, sampler: StepSampler, device: torch.device) -> None:
         self._table = table
+        self._sampler = sampler
         self._device = device
         self._tokens = table.tokens.view(-1)
+        fields = {**FIELDS, **sampler.fields}
+        if not table.has_model_positions:
+            del fields["model_positions"]
+        self._header = StepHeader(fields, device)
 
-    def build(
-        self, decoding: Sequence[ImageState], prefilling: Sequence[tuple[ImageState, int]]
-    ) -> StepBatch:
+    def lay_out(
+        self,
+        decoding: Sequence[ImageState],
+        prefilling: Sequence[tuple[ImageState, int]],
+        kernel: AttentionKernel,
+    ) -> HostStep:
         """Lay out a step.
 
         Args:
             decoding: Images past their prompt.
             prefilling: Images in their prompt, with the number of prompt tokens to compute.
+            kernel: Divides its attention.
         """
         layout = _Layout()
         for image in decoding:
@@ -235,30 +265,87 @@ class BatchBuilder:
         num_decoding = len(layout.lanes)
         for image, count in prefilling:
             layout.add_prefill(image, count)
-        table = self._table
-        positions = self._to_device(_join(layout.positions))
-        limits = self._to_device(_join(layout.limits))
-        self._mark(layout, positions, limits)
         starts = np.zeros(len(layout.counts) + 1, dtype=np.int64)
         np.cumsum(layout.counts, out=starts[1:])
-        own = layout.model_positions
+        lanes = (
+            np.array(layout.lanes),
+            starts,
+            np.array([own[-1] for own in layout.positions]),
+        )
+        return HostStep(
+            arrays=self._arrays(layout),
+            lanes=lanes,
+            num_decoding=num_decoding,
+            tiling=kernel.tile(*lanes),
+            samples=layout.samples(),
+            embedded=layout.embedded,
+        )
+
+    def _arrays(self, layout: _Layout) -> dict[str, Sequence[NDArray[Any]]]:
+        arrays: dict[str, Sequence[NDArray[Any]]] = {
+            "sources": layout.sources,
+            "positions": layout.positions,
+            "slots": layout.slots,
+            "limits": layout.limits,
+        }
+        if layout.model_positions:
+            arrays["model_positions"] = layout.model_positions
+        slots = self._table.orders.shape[1]
+        if layout.forgotten:
+            arrays["forgotten"] = [lane * slots + own for lane, own in layout.forgotten]
+        if layout.unordered:
+            inputs = _join(layout.unordered)
+            marks = np.full(layout.size, FIELDS["marks"].padding)
+            lanes = np.repeat(layout.lanes, layout.counts)
+            marks[inputs] = lanes[inputs] * slots + _join(layout.positions)[inputs]
+            arrays["marks"] = [marks]
+        return arrays
+
+    def send(self, step: HostStep, capacity: int | None = None) -> SentStep:
+        """Bring a step to the device, in one copy, and forget the orders that it says.
+
+        Args:
+            step: As it was laid out.
+            capacity: Of a captured step: then all its tensors are as long, and the same each time.
+        """
+        arrays, samples = dict(step.arrays), step.samples
+        if len(samples) > 0 and not samples.is_wide:  # else each part brings its own
+            arrays["rows"] = [samples.inputs]
+            arrays |= {name: [own] for name, own in self._sampler.columns(samples).items()}
+        table = step.tiling.table if step.tiling else None
+        tensors = self._header.send(arrays, table, capacity)
+        if "forgotten" in arrays:
+            # Filled, not assigned: CUDA waits for the number's copy where one is assigned.
+            forgotten = tensors["forgotten"][: sum(map(len, arrays["forgotten"]))]
+            self._table.flat_orders.index_fill_(0, forgotten, UNWRITTEN)
+        samples.tensors.update(tensors)
+        return SentStep(step, tensors)
+
+    def feed(self, sent: SentStep) -> StepBatch:
+        """Read a step's input ids, and write the orders that the table does not have."""
+        table, step, tensors = self._table, sent.step, sent.tensors
+        positions, limits = tensors["positions"], tensors["limits"]
+        if "marks" in tensors:
+            table.flat_orders[tensors["marks"]] = limits
         return StepBatch(
-            input_ids=self._tokens.index_select(0, self._to_device(_join(layout.sources))),
-            positions=self._to_device(_join(own)) if own else positions,
+            input_ids=self._tokens.index_select(0, tensors["sources"]),
+            positions=tensors.get("model_positions", positions),
             attention=AttentionInputs(
                 positions=positions,
                 limits=limits,
-                slot_mapping=self._to_device(_join(layout.slots)),
-                lanes=np.array(layout.lanes),
-                lane_starts=starts,
-                last_positions=np.array([own[-1] for own in layout.positions]),
-                num_decoding=num_decoding,
+                slot_mapping=tensors["slots"],
+                lanes=step.lanes[0],
+                lane_starts=step.lanes[1],
+                last_positions=step.lanes[2],
+                num_decoding=step.num_decoding,
                 orders=table.orders,
                 block_table=table.block_table,
                 block_size=table.block_size,
+                tiling=step.tiling,
+                tile_table=tensors.get("tail"),
             ),
-            samples=layout.samples(),
-            embedded=layout.embedded,
+            samples=step.samples,
+            embedded=step.embedded,
         )
 
     def build_widest(self, num_inputs: int, num_lanes: int) -> StepBatch:
@@ -293,16 +380,6 @@ class BatchBuilder:
             ),
             samples=SampleBatch.widest(len(positions), table.max_images),
         )
-
-    def _mark(self, layout: _Layout, positions: torch.Tensor, limits: torch.Tensor) -> None:
-        """Write the orders that the table does not have, once it has forgotten what it should."""
-        for lane, forgotten in layout.forgotten:
-            # Filled, not assigned: CUDA waits for the number's copy where one is assigned.
-            self._table.orders[lane].index_fill_(0, self._to_device(forgotten), UNWRITTEN)
-        if layout.unordered:
-            inputs = self._to_device(_join(layout.unordered))
-            lanes = self._to_device(np.repeat(layout.lanes, layout.counts))
-            self._table.orders[lanes[inputs], positions[inputs]] = limits[inputs]
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return to_device(array, self._device)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
+from zipar_vllm.attention.interface import AttentionKernel
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
 from .batch import BatchBuilder, StepBatch
+from .graphs import Captured, StepGraphs
+from .host_step import HostStep, SentStep
 from .job import ImageJob
 from .policy import DraftCount
 from .samples import SampleBatch
@@ -20,9 +24,19 @@ from .select import select_sampler
 from .table import ImageState, StateTable
 from .timing import StepTimes
 
+if TYPE_CHECKING:
+    from .triton_sampler import TritonSampler
+
 
 class StepModel(Protocol):
-    """A causal model whose attention is one of the project's kernels."""
+    """A causal model whose attention is one of the project's kernels.
+
+    Attributes:
+        kernel: That one.
+    """
+
+    @property
+    def kernel(self) -> AttentionKernel: ...
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Hidden states of a step's inputs, ``[inputs, hidden]``; writes their keys and values."""
@@ -82,6 +96,7 @@ class ImageDecoder:
     Attributes:
         table: The running images.
         times: Where the steps' time went.
+        num_inputs: Inputs of the last forward pass.
     """
 
     def __init__(
@@ -95,11 +110,13 @@ class ImageDecoder:
         positions: Positions | None = None,
     ) -> None:
         self.times = StepTimes()
+        self.num_inputs = 0
         self.table = StateTable(max_images, max_tokens, block_size, vocabulary, device, positions)
         self._device = device
         self._vocabulary = vocabulary
-        self._batches = BatchBuilder(self.table, device)
         self._sampler = select_sampler(self.table, vocabulary, device)
+        self._batches = BatchBuilder(self.table, self._sampler, device)
+        self._graphs = StepGraphs()
 
     def add(
         self,
@@ -177,7 +194,20 @@ class ImageDecoder:
         if not decoding and not prefilling:
             return 0
         with self.times.measure("prepare"):
-            batch = self._batches.build(decoding, prefilling)
+            step = self._batches.lay_out(decoding, prefilling, model.kernel)
+            self.num_inputs = step.num_inputs
+            graph = self._graphs.find(step)
+            sent = self._batches.send(step, graph.capacity if graph else None)
+        accepted = self._replay(graph, step.samples) if graph else self._run(sent, model)
+        with self.times.measure("sample"):
+            rejected = sum(_advance(image, accepted) for image in decoding)
+        self.times.count_step()
+        return len(step.samples) - rejected
+
+    def _run(self, sent: SentStep, model: StepModel) -> Mapping[int, Sequence[bool]]:
+        """Run a step; by table index, the verdicts on the images' drafts."""
+        with self.times.measure("prepare"):
+            batch = self._batches.feed(sent)
         with self.times.measure("forward"):
             hidden = model.forward(batch)
         accepted: dict[int, list[bool]] = {}
@@ -188,15 +218,48 @@ class ImageDecoder:
                 with self.times.measure("sample"):
                     for index, verdicts in self._sampler.sample(logits, samples).items():
                         accepted.setdefault(index, []).extend(verdicts)
+        return accepted
+
+    def _replay(self, graph: Captured, samples: SampleBatch) -> Mapping[int, Sequence[bool]]:
+        """The same by a captured step, but for what drafts ask of the host."""
+        sampler = cast("TritonSampler", self._sampler)
+        previous = sampler.read_previous(samples)
+        with self.times.measure("forward"):
+            graph.replay()
         with self.times.measure("sample"):
-            rejected = sum(_advance(image, accepted) for image in decoding)
-        self.times.count_step()
-        return len(batch.samples) - rejected
+            return sampler.verify(graph.logits, samples, previous)
+
+    @torch.inference_mode()
+    def capture(self, model: StepModel, capacities: Sequence[int], pool: Any = None) -> None:
+        """Capture steps as CUDA graphs, one for every shape, before there are images.
+
+        A step that fits none, has log-probabilities or embeddings is run operation by operation.
+
+        Args:
+            model: Runs them; what its launches depend on beside tensors may not change.
+            capacities: Inputs that there is to be room for, some of ``BUCKETS``.
+            pool: CUDA's memory pool for what a step makes on its way: all may share it, as one is
+                run at a time, the largest first.
+        """
+        self._graphs = StepGraphs()
+        for capacity in sorted(capacities, reverse=True):
+            for tiling in model.kernel.shapes(capacity, self.table.orders.shape[1]):
+                sent = self._batches.send(HostStep.blank(tiling), capacity)
+                self._graphs.capture(tiling, capacity, partial(self._draw, model, sent), pool)
+
+    def _draw(self, model: StepModel, sent: SentStep) -> torch.Tensor:
+        """All of a step but for its drafts' verification; its logits."""
+        batch = self._batches.feed(sent)
+        logits = self._logits(model, model.forward(batch), batch.samples)
+        cast("TritonSampler", self._sampler).draw(logits, batch.samples)
+        return logits
 
     def _logits(self, model: StepModel, hidden: torch.Tensor, samples: SampleBatch) -> torch.Tensor:
         """Logits of what is sampled from: float32 ``[inputs of the samples, num_codes]``."""
-        inputs = to_device(samples.inputs, self._device)
-        return self._vocabulary.select(model.logits(hidden[inputs])).float()
+        rows = samples.tensors.get("rows")
+        if rows is None:
+            rows = to_device(samples.inputs, self._device)
+        return self._vocabulary.select(model.logits(hidden[rows])).float()
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
         releases, active_rows, counts = [], 0, {}

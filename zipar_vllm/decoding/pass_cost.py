@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.params import MAX_DRAFTS, ImageParams
 
-from .batch import StepBatch
 from .decoder import ImageDecoder, StepModel
 from .job import ImageJob
 
@@ -33,21 +30,6 @@ class PassCost(NamedTuple):
 
     fixed: float
     per_lane: float
-
-
-class _Counted:
-    """A model that remembers how many inputs its last pass had."""
-
-    def __init__(self, model: StepModel) -> None:
-        self._model = model
-        self.num_inputs = 0
-
-    def forward(self, batch: StepBatch) -> torch.Tensor:
-        self.num_inputs = batch.num_inputs
-        return self._model.forward(batch)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._model.logits(hidden)
 
 
 def measure_pass_cost(
@@ -88,7 +70,6 @@ def _time_passes(
     decoder: ImageDecoder, model: StepModel, jobs: Sequence[ImageJob], blocks: list[int]
 ) -> tuple[float, float]:
     """Inputs and seconds of a pass that decodes pictures together, medians."""
-    counted = _Counted(model)
     inputs: list[int] = []
     seconds: list[float] = []
     scheduled = {str(place): 1 for place in range(len(jobs))}
@@ -97,13 +78,13 @@ def _time_passes(
         for name, job in zip(scheduled, jobs, strict=True):
             decoder.add(name, job, [0] * job.prompt_length, blocks)
             decoder.table[name].prefilled = job.prompt_length - 1
-        decoder.step(scheduled, counted)
+        decoder.step(scheduled, model)
         while len(seconds) < PASSES and not decoder.table["0"].progress.finished:
             start = time.perf_counter()
-            decoder.step(scheduled, counted, drafts=drafts)
+            decoder.step(scheduled, model, drafts=drafts)
             decoder.table.tokens[0, 0].item()  # waits for the device
             seconds.append(time.perf_counter() - start)
-            inputs.append(counted.num_inputs)
+            inputs.append(decoder.num_inputs)
         for name in scheduled:
             decoder.remove(name)
     return (statistics.median(inputs), statistics.median(seconds)) if seconds else (1, 0.0)

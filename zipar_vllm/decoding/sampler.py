@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 
+from .header import Field
 from .policy import Drafts, Verification
 from .samples import DraftBatch, SampleBatch
 from .table import StateTable
@@ -24,7 +25,12 @@ class StepSampler:
         table: The running images; tokens are written into their rows.
         vocabulary: The numberings of the model's image tokens.
         device: The model's device.
+
+    Attributes:
+        fields: What it needs of each sample on the device, brought there with the step.
     """
+
+    fields: Mapping[str, Field] = {}
 
     def __init__(self, table: StateTable, vocabulary: Vocabulary, device: torch.device) -> None:
         self._table = table
@@ -32,6 +38,10 @@ class StepSampler:
         self._device = device
         self._tokens = table.tokens.view(-1)
         self._verifications: dict[type[Verification], Verification] = {}
+
+    def columns(self, batch: SampleBatch) -> Mapping[str, NDArray[Any]]:
+        """Its fields."""
+        return {}
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
         """Sample a step's tokens.

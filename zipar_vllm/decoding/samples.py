@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from zipar_vllm.core.sampling import SamplingFlags
 
 from .adaptive_window import RejectionSampling
-from .policy import IntArray, Verification
+from .policy import NO_INTS, IntArray, Verification
 
 MAX_SAMPLES = 512
 """Tokens that are sampled at once: their logits, of the whole vocabulary, take much memory."""
@@ -46,6 +47,7 @@ class SampleBatch:
         drafts: By what decides on them, the drafts among them.
         logprobs: Whether the log-probability of any of them is wanted.
         given: Entries whose token stands among the table's already and is only scored, ascending.
+        tensors: What of it is on the device, by field of the step's header; empty until it is sent.
     """
 
     inputs: IntArray
@@ -57,9 +59,22 @@ class SampleBatch:
     drafts: Mapping[type[Verification], DraftBatch]
     logprobs: bool
     given: IntArray
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is more than is sampled at once."""
+        return len(self) > MAX_SAMPLES
+
+    @classmethod
+    def nothing(cls) -> SampleBatch:
+        """No tokens."""
+        no = NO_INTS
+        flags = SamplingFlags(all_greedy=True)
+        return cls(no, no, no, no, no, flags, drafts={}, logprobs=False, given=no)
 
     @classmethod
     def widest(cls, num_inputs: int, max_images: int) -> SampleBatch:
@@ -82,7 +97,7 @@ class SampleBatch:
 
     def parts(self) -> Iterator[SampleBatch]:
         """The batch in parts of up to ``MAX_SAMPLES``, one after the other."""
-        if len(self) <= MAX_SAMPLES:
+        if not self.is_wide:
             yield self
             return
         for start in range(0, len(self), MAX_SAMPLES):

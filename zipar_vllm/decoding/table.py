@@ -76,6 +76,8 @@ class StateTable:
         tokens: int64 ``[max_images, max_tokens]``: an image's prompts, then its picture.
         orders: int32 ``[max_images * MAX_LANES, max_blocks * block_size]``: order of the token in
             each slot, ``UNWRITTEN`` where there is none.
+        flat_orders: The same in one row, and an element more, which nobody reads.
+        has_model_positions: Whether the model's positions differ from places in the lane.
         block_table: int64 ``[max_images * MAX_LANES, max_blocks]``.
         scores: float32 ``[max_images, max_tokens, 2]``: log-probability of each token and its rank,
             1 or more, where they are wanted; None until an image wants them.
@@ -97,12 +99,16 @@ class StateTable:
         self._vocabulary = vocabulary
         self._free = list(range(max_images - 1, -1, -1))
         self._images: dict[str, ImageState] = {}
+        self.has_model_positions = positions is not None
         self.max_images = max_images
         self.block_size = block_size
         max_blocks = -(-max_tokens // block_size)
         lanes, slots = max_images * MAX_LANES, max_blocks * block_size
         self.tokens = torch.zeros(max_images, max_tokens, dtype=torch.int64, device=device)
-        self.orders = torch.full((lanes, slots), UNWRITTEN, dtype=torch.int32, device=device)
+        self.flat_orders = torch.full(
+            (lanes * slots + 1,), UNWRITTEN, dtype=torch.int32, device=device
+        )
+        self.orders = self.flat_orders[:-1].view(lanes, slots)
         self.block_table = torch.zeros(lanes, max_blocks, dtype=torch.int64, device=device)
         self.scores: torch.Tensor | None = None
         self.options: dict[str, NDArray[Any]] = {

@@ -24,6 +24,9 @@ class TransformersModel:
         num_blocks: KV blocks per layer.
         block_size: KV slots per block.
         kernel: Attention kernel; the fastest that supports the model if None.
+
+    Attributes:
+        kernel: The one in use.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class TransformersModel:
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         model.set_attn_implementation(IMPLEMENTATION)
         self._model = model
-        self._kernel = kernel or select_kernel(
+        self.kernel = kernel or select_kernel(
             model.device, model.dtype, heads // kv_heads, size, block_size
         )
         shape = (config.num_hidden_layers, num_blocks, kv_heads, block_size, 2 * size)
@@ -43,7 +46,7 @@ class TransformersModel:
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Hidden states of a step's inputs."""
-        self._metadata = self._kernel.prepare(batch.attention)
+        self._metadata = self.kernel.prepare(batch.attention)
         output = self._model.get_decoder()(
             input_ids=batch.input_ids.unsqueeze(0),
             position_ids=batch.positions.unsqueeze(0),
@@ -69,7 +72,7 @@ class TransformersModel:
         """One layer's attention; ``[inputs, heads, head_size]``, as the kernels take it."""
         output = torch.empty_like(query)
         cache = self._caches[layer]
-        self._kernel.run(query, key, value, cache, self._metadata, scale, output)
+        self.kernel.run(query, key, value, cache, self._metadata, scale, output)
         return output
 
 

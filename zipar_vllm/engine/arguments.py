@@ -12,7 +12,7 @@ from zipar_vllm.models.checkpoint import Checkpoint
 from zipar_vllm.models.registry import load_spec
 
 from .architectures import ARCHITECTURES
-from .vllm_api import current_platform
+from .vllm_api import CUDAGraphMode, current_platform
 
 SCHEDULER = "zipar_vllm.engine.scheduler.ZipARScheduler"
 CPU_WORKER = "zipar_vllm.engine.worker.ZipARCPUWorker"
@@ -163,6 +163,12 @@ def check_config(vllm_config: Any) -> None:
     for option, is_set in unsupported.items():
         if is_set:
             raise ValueError(f"{option}: image decoding does not support it, leave it off")
+    mode = vllm_config.compilation_config.cudagraph_mode
+    if not current_platform.is_cpu() and mode not in (None, CUDAGraphMode.NONE):
+        raise ValueError(
+            f"compilation_config.cudagraph_mode: {mode.name}, allowed is NONE: steps are captured "
+            "whole, and not by vLLM (enforce_eager leaves that out)"
+        )
 
 
 def command_line(model: str | Path) -> list[str]:

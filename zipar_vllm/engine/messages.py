@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from zipar_vllm.decoding.policy import DraftCount
 from zipar_vllm.decoding.table import StateTable
 
 from .vllm_api import AsyncModelRunnerOutput, LogprobsLists, ModelRunnerOutput, SchedulerOutput
+
+NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass
@@ -73,12 +75,8 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         self._request_ids = request_ids
         self._result = result
         self._ready: Any = None
-        self._rows = [_to_host(table.tokens, release) for release in result.releases]
-        self._scores = {
-            release.request: _to_host(table.scores, release)
-            for release in result.releases
-            if release.logprobs and table.scores is not None
-        }
+        self._scored = [release for release in result.releases if release.logprobs]
+        self._copied = _to_host(result.releases, self._scored, table)
         if table.tokens.device.type == "cuda":
             # Whether rows are on their way or not: else vLLM, which waits for a step by its output,
             # would launch steps far ahead of the device, and new images would wait behind them.
@@ -90,13 +88,15 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
         if self._ready is not None:
             self._ready.synchronize()
         sampled: list[list[int]] = [[] for _ in self._request_ids]
-        for release, row in zip(self._result.releases, self._rows, strict=True):
-            sampled[release.request] = row.tolist()
+        stop = 0
+        for release in self._result.releases:
+            start, stop = stop, stop + release.stop - release.start
+            sampled[release.request] = self._copied[start:stop].tolist()
         return ImageRunnerOutput(
             req_ids=self._request_ids,
             req_id_to_index={name: index for index, name in enumerate(self._request_ids)},
             sampled_token_ids=sampled,
-            logprobs=self._logprobs(sampled) if self._scores else None,
+            logprobs=self._logprobs(sampled, self._copied[stop:]) if self._scored else None,
             num_sampled=self._result.num_sampled,
             num_active_rows=self._result.num_active_rows,
             draft_counts={
@@ -105,20 +105,29 @@ class StepOutput(AsyncModelRunnerOutput):  # type: ignore[misc]
             pass_cost=self._pass_cost,
         )
 
-    def _logprobs(self, sampled: list[list[int]]) -> LogprobsLists:
+    def _logprobs(self, sampled: list[list[int]], scores: torch.Tensor) -> LogprobsLists:
         """Log-probabilities of the released tokens of the images that want them."""
-        tokens, scores, starts = [], [], [0]
+        scored = {release.request for release in self._scored}
+        tokens, starts = [], [0]
         for request, row in enumerate(sampled):
-            if request in self._scores:
+            if request in scored:
                 tokens += row
-                scores.append(self._scores[request].numpy())
             starts.append(len(tokens))
-        values = np.concatenate(scores)
+        values = scores.view(torch.float32).view(-1, 2).numpy()
         return LogprobsLists(
             np.array(tokens)[:, None], values[:, :1], values[:, 1].astype(np.int64), starts
         )
 
 
-def _to_host(rows: torch.Tensor, release: Release) -> torch.Tensor:
-    released = rows[release.index, release.start : release.stop]
-    return released.to("cpu", non_blocking=True, copy=True)
+def _to_host(
+    releases: Sequence[Release], scored: Sequence[Release], table: StateTable
+) -> torch.Tensor:
+    """Bring tokens to the host in one copy, int64, and behind them scores: two float32 in one."""
+    rows = [table.tokens[own.index, own.start : own.stop] for own in releases]
+    if scored and table.scores is not None:
+        scores = table.scores.view(torch.int64).squeeze(-1)
+        rows += [scores[own.index, own.start : own.stop] for own in scored]
+    if not rows:
+        return NOTHING
+    whole = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return whole.to("cpu", non_blocking=True, copy=True)

@@ -15,6 +15,7 @@ from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.header import BUCKETS, bucket
 from zipar_vllm.decoding.pass_cost import PassCost, measure_pass_cost
 from zipar_vllm.decoding.table import MAX_LANES
 from zipar_vllm.models.registry import load_spec
@@ -34,11 +35,13 @@ from .vllm_api import (
     allocate_kv_cache,
     bind_kv_cache_to_layers,
     clear_layer_kv_caches,
+    current_platform,
     get_kv_cache_config_from_groups,
     get_kv_cache_groups,
     get_kv_cache_spec,
     get_layers_from_vllm_config,
     get_model,
+    graph_capture,
     set_forward_context,
 )
 
@@ -55,6 +58,9 @@ class ImageModelRunner(UnusedRunnerMethods):
     Args:
         vllm_config: vLLM's configuration.
         device: Where the model runs.
+
+    Attributes:
+        kernel: The attention kernel, from the KV cache's allocation on.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
@@ -77,7 +83,7 @@ class ImageModelRunner(UnusedRunnerMethods):
         self._pending: Any = None
         self._pass_cost = PassCost(0.0, 0.0)
         self.decoder: ImageDecoder
-        self._kernel: AttentionKernel
+        self.kernel: AttentionKernel
 
     @torch.inference_mode()
     def execute_model(
@@ -114,7 +120,7 @@ class ImageModelRunner(UnusedRunnerMethods):
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Run the model on a step; see :class:`~zipar_vllm.decoding.decoder.StepModel`."""
-        attention = StepAttention(self._kernel, self._kernel.prepare(batch.attention))
+        attention = StepAttention(self.kernel, self.kernel.prepare(batch.attention))
         with set_forward_context(
             attention, self.vllm_config, num_tokens=batch.num_inputs, slot_mapping={}
         ):
@@ -189,7 +195,7 @@ class ImageModelRunner(UnusedRunnerMethods):
             positions=image_model.positions,
             device=self.device,
         )
-        self._kernel = self._select_kernel(spec.block_size)
+        self.kernel = self._select_kernel(spec.block_size)
 
     def _select_kernel(self, block_size: int) -> AttentionKernel:
         layers = get_layers_from_vllm_config(self.vllm_config, AttentionLayerBase)
@@ -224,16 +230,43 @@ class ImageModelRunner(UnusedRunnerMethods):
         self._dummy_run(budget)
         specs = self.get_kv_cache_spec()
         self.initialize_kv_cache(self._one_block(specs), is_profiling=True)
+        captured = self._measure_captured()
         lanes = self._most_lanes(specs)
         # What a narrower step saves in activations, its attention may need for parts of lanes.
         width = budget
         while width >= min(lanes, budget):
             self.decoder.rehearse(self, width, lanes)
             width //= 2
-        del self.decoder, self._kernel, self.kv_cache_config
+        del captured, self.decoder, self.kernel, self.kv_cache_config
         self.kv_caches.clear()
         clear_layer_kv_caches(self.vllm_config.compilation_config.static_forward_context.values())
         gc.collect()
+
+    def capture_model(self) -> int:
+        """Capture steps as CUDA graphs; bytes that these take. Skipped with ``enforce_eager``."""
+        return self._capture(self._capacities(), current_platform.get_global_graph_pool())
+
+    def _capacities(self) -> list[int]:
+        """Inputs that captured steps have room for."""
+        widest = bucket(self.scheduler_config.max_num_batched_tokens)
+        return [capacity for capacity in BUCKETS if capacity <= widest]
+
+    @torch.inference_mode()
+    def _capture(self, capacities: Sequence[int], pool: Any) -> int:
+        torch.cuda.empty_cache()
+        before = torch.cuda.mem_get_info(self.device)[0]
+        with graph_capture(self.device):
+            self.decoder.capture(self, capacities, pool)
+        torch.cuda.empty_cache()
+        return max(0, before - torch.cuda.mem_get_info(self.device)[0])
+
+    def _measure_captured(self) -> torch.Tensor | None:
+        """As much memory as captured steps will take, found by capturing them."""
+        if self.device.type != "cuda" or self.model_config.enforce_eager:
+            return None
+        taken = self._capture(self._capacities(), current_platform.graph_pool_handle())
+        self.decoder.capture(self, [])  # forgets it
+        return torch.empty(taken, dtype=torch.uint8, device=self.device)
 
     def _one_block(self, specs: dict[str, KVCacheSpec]) -> KVCacheConfig:
         """The least KV cache."""

@@ -13,16 +13,12 @@ import torch
 class UnusedRunnerMethods:
     """Empty answers, in one place, so that the model runner holds what it does and no more."""
 
-    def capture_model(self) -> int:
-        """CUDA graphs are not captured; 0 bytes of them."""
-        return 0
-
     def profile_cudagraph_memory(self) -> int:
-        """No CUDA graphs, no memory."""
+        """Steps are captured without vLLM's dispatcher; their memory is in the profile run."""
         return 0
 
     def needs_cudagraph_capture(self) -> bool:
-        """CUDA graphs are not captured."""
+        """Not by vLLM's dispatcher."""
         return False
 
     def take_draft_token_ids(self) -> None:

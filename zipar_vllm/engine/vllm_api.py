@@ -7,7 +7,8 @@ version changes this file and ``server/vllm_server.py`` first, then what the con
 from __future__ import annotations
 
 from vllm import LLM, SamplingParams
-from vllm.config import CompilationMode, VllmConfig, get_layers_from_vllm_config
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig, get_layers_from_vllm_config
+from vllm.distributed.parallel_state import graph_capture
 from vllm.engine.protocol import EngineClient
 from vllm.forward_context import set_forward_context
 from vllm.inputs import EmbedsPrompt, TokensPrompt
@@ -56,6 +57,7 @@ __all__ = [
     "AttentionLayerBase",
     "AttentionMetadataBuilder",
     "CPUWorker",
+    "CUDAGraphMode",
     "CompilationMode",
     "EmbedsPrompt",
     "EngineClient",
@@ -94,6 +96,7 @@ __all__ = [
     "get_kv_cache_spec",
     "get_layers_from_vllm_config",
     "get_model",
+    "graph_capture",
     "register_backend",
     "set_forward_context",
 ]
