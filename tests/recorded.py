@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -69,7 +70,7 @@ class _Recorder(TorchDispatchMode):
             if tensor.untyped_storage().data_ptr() not in known
         ]
         if func.overloadpacket in UNSET:
-            self.calls += [lambda own=own: _unset(own) for own in fresh]
+            self.calls += [partial(_unset, own) for own in fresh]
         elif fresh:
             self.calls.append(lambda: _copy(fresh, func(*args, **kwargs), known))
         elif func._schema.is_mutable:

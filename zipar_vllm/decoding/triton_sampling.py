@@ -27,12 +27,13 @@ from triton.language.extra import libdevice
 
 from zipar_vllm.core import sampling
 
+from .triton_cuts import ALL, cut
+from .triton_noise import gumbel_noise, hash_position
+
 MAX_BLOCK = 8192
 """Codes that a program works on at a time."""
 
 LEAST_TEMPERATURE = tl.constexpr(sampling.LEAST_TEMPERATURE)
-BELOW_ONE = tl.constexpr(sampling.BELOW_ONE)
-ALL = tl.constexpr(2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def sample_tokens(
         if is_given:
             code = (tl.load(tokens + place) - first_id).to(tl.int32)
         elif not is_greedy:
-            threshold, quota = _cut(
+            threshold, quota = cut(
                 scaled,
                 highest,
                 tl.load(top_ks + entry),
@@ -244,126 +245,6 @@ def _first(values, codes, num_codes):
 
 
 @triton.jit
-def _cut(scaled, highest, top_k, top_p, min_p, num_codes, BLOCK: tl.constexpr):
-    """What min-p, top-k and top-p leave, one after the other.
-
-    Returns a threshold, and how many of the values that equal it are kept: those above all are.
-    """
-    least = float("-inf")
-    if min_p > 0:
-        least = highest + libdevice.log(min_p)
-    low = _key(least)
-    kept = num_codes
-    quota = ALL
-    if (top_k > 0) & (top_k < num_codes):
-        if min_p > 0:
-            kept, _ = _measure(scaled, least, highest, num_codes, False, BLOCK)
-        limit = top_k.to(tl.int64)
-        low, quota, kept = _bisect(
-            scaled, highest, low, kept, kept.to(tl.int64), limit, num_codes, False, BLOCK
-        )
-    if top_p < 1:
-        threshold = _number(low)
-        reached, mass = _measure(scaled, threshold, highest, num_codes, True, BLOCK)
-        total = mass
-        if quota < ALL:  # top-k left some out that equal its threshold
-            total -= (reached - kept).to(tl.int64) * _weigh(threshold, highest)
-        limit = tl.ceil(top_p.to(tl.float64) * total.to(tl.float64)).to(tl.int64)
-        low, quota, kept = _bisect(
-            scaled, highest, low, reached, mass, limit, num_codes, True, BLOCK
-        )
-    return _number(low), quota
-
-
-@triton.jit
-def _bisect(
-    scaled,
-    highest,
-    low,
-    reached,
-    mass,
-    limit,
-    num_codes,
-    WEIGHED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Find the highest threshold that values of a mass of ``limit`` reach, from ``low`` on.
-
-    ``reached`` values of ``mass`` reach ``low``. Returns the threshold's key, how many values that
-    equal it make up the limit (``ALL`` if they are as many as there are), and how many do in all.
-    """
-    high = _key(highest) + 1
-    above = 0
-    mass_above = limit * 0
-    while (low + 1 < high) & (reached - above > 1) & (mass > limit):
-        middle = (low & high) + ((low ^ high) >> 1)
-        count, weight = _measure(scaled, _number(middle), highest, num_codes, WEIGHED, BLOCK)
-        if weight >= limit:
-            low = middle
-            reached = count
-            mass = weight
-        else:
-            high = middle
-            above = count
-            mass_above = weight
-    quota = ALL
-    equal = reached - above
-    if (mass > limit) & (equal > 1):  # all of one value, and so of one weight
-        weight = (mass - mass_above) // equal
-        needed = ((limit - mass_above + weight - 1) // weight).to(tl.int32)
-        if needed < equal:
-            quota = needed
-            reached = above + needed
-    return low, quota, reached
-
-
-@triton.jit
-def _measure(scaled, threshold, highest, num_codes, WEIGHED: tl.constexpr, BLOCK: tl.constexpr):
-    """How many values reach a threshold, and their mass: their number too, or their weights."""
-    column = tl.arange(0, BLOCK)
-    counts = tl.zeros([BLOCK], tl.int32)
-    masses = tl.zeros([BLOCK], tl.int64)
-    for start in range(0, num_codes, BLOCK):
-        code = start + column
-        inside = code < num_codes
-        value = tl.load(scaled + code, mask=inside, other=float("-inf"))
-        reaches = inside & (value >= threshold)
-        counts += reaches.to(tl.int32)
-        if WEIGHED:
-            masses += tl.where(reaches, _weigh(value, highest), 0)
-    count = tl.sum(counts, 0)
-    mass = count.to(tl.int64)
-    if WEIGHED:
-        mass = tl.sum(masses, 0)
-    return count, mass
-
-
-@triton.jit
-def _weigh(value, highest):
-    """Probability over that of the highest value, as an integer, as ``core.sampling`` has it.
-
-    In two halves, as GPUs are slow at turning float32 into int64.
-    """
-    weight = libdevice.exp(value - highest) * 2.0**18
-    whole = weight.to(tl.int32)
-    rest = ((weight - whole.to(tl.float32)) * 2.0**18).to(tl.int32)
-    return (whole.to(tl.int64) << 18) + rest
-
-
-@triton.jit
-def _key(number):
-    """float32 as integers of the same order."""
-    bits = number.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _number(key):
-    """The inverse of ``_key``."""
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _draw(scaled, threshold, quota, hashes, num_codes, BLOCK: tl.constexpr):
     """The code of the highest value, with noise, of those that are left."""
     column = tl.arange(0, BLOCK)
@@ -398,40 +279,3 @@ def _score(row, unconditional, is_guided, guidance, code, peak, num_codes, BLOCK
         higher += (logit > own).to(tl.int32)
     logarithm = libdevice.log(tl.sum(total, 0)) + peak
     return own - logarithm, (tl.sum(higher, 0) + 1).to(tl.float32)
-
-
-@triton.jit
-def gumbel_noise(hashes, code):
-    """``core.sampling.gumbel_noise`` of codes: uint64 hash of (seed, position), int32 codes."""
-    value = uniform(~random_bits(hashes, code))
-    return -libdevice.log(-libdevice.log1p(-value))
-
-
-@triton.jit
-def uniform(bits):
-    """32 bits as float32 in (0, 1); the nearer to 0 the finer."""
-    return tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, BELOW_ONE)
-
-
-@triton.jit
-def random_bits(hashes, code):
-    """32 well-mixed bits of (position hash, code), uint32."""
-    low = (hashes & 0xFFFFFFFF).to(tl.uint32)
-    high = (hashes >> 32).to(tl.uint32)
-    return _lowbias32(_lowbias32(code.to(tl.uint32) * 0x9E3779B1 + low) ^ high)
-
-
-@triton.jit
-def _lowbias32(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def hash_position(seed, position):
-    """64 well-mixed bits of (seed, position), uint64."""
-    x = seed.to(tl.uint64) + (position + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
