@@ -142,6 +142,10 @@ def assert_scores_are_raster_orders(engine: Engine, image: PreparedImage) -> Non
     assert min(drawn) < -1
 
 
+STARTED: list[Engine] = []
+"""All engines, so that none ends before the tests do: it would take vLLM's process groups along."""
+
+
 def start_engine(path: Path, **overrides: Any) -> Engine:
     """An in-process engine over the model in ``path``, which plans one forward pass at a time."""
     from vllm import LLM
@@ -164,6 +168,7 @@ def start_engine(path: Path, **overrides: Any) -> Engine:
         engine = Engine(path, LLM(**engine_arguments(path, **arguments | overrides)))
     os.sched_setaffinity(0, allowed)
     engine.scheduler.burst_seconds = 0.0
+    STARTED.append(engine)
     return engine
 
 

@@ -76,26 +76,15 @@ def scores(path: Path, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     return logprobs.gather(1, torch.tensor(tokens)[:, None] - VOCABULARY)[:, 0]
 
 
-@pytest.fixture(scope="session")
-def quantised(
-    family_engines: Callable[[str], Engine], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Engine, Path]:
-    """An engine over quantised weights, and a folder with what they come to.
-
-    It lives as long as the others: an engine that ends takes vLLM's process groups with it.
-    """
-    path = tmp_path_factory.mktemp("quantised")
-    make_quantised(family_engines("janus").path, path / "packed", path / "unpacked")
-    return start_engine(path / "packed", dtype="bfloat16"), path / "unpacked"
-
-
 def test_gptq_gives_the_quantised_weights_pictures(
-    family_engines: Callable[[str], Engine], quantised: tuple[Engine, Path]
+    family_engines: Callable[[str], Engine], tmp_path: Path
 ) -> None:
     source = family_engines("janus").path
-    engine, unpacked = quantised
+    packed, unpacked = tmp_path / "packed", tmp_path / "unpacked"
+    make_quantised(source, packed, unpacked)
+    engine = start_engine(packed, dtype="bfloat16")
     options = ImageOptions(window=8, temperature=1.0, guidance_scale=1.0)
-    (image,) = prepare_images(load_image_model(engine.path), "a red apple", options, [7])
+    (image,) = prepare_images(load_image_model(packed), "a red apple", options, [7])
     tokens = engine.generate(image).tokens
     codes = engine.vocabulary.codes_of_picture(tokens)
     engine.add("given", replace(image, picture=tuple(codes)), logprobs=True)
