@@ -19,6 +19,7 @@ from benchmarks.machine import machine_name
 from benchmarks.random_models import LLAMAGEN_B, named_model
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm import ImageLLM
+from zipar_vllm.cpu import has_bfloat16
 from zipar_vllm.llm import DecodedImage
 from zipar_vllm.models import DEMO_PATH
 
@@ -153,7 +154,7 @@ def stock_images_per_s(options: argparse.Namespace) -> dict[int, float]:
     words = ["--requests", *map(str, options.requests), "--repeats", str(options.rounds)]
     words += ["--eager"] * options.eager
     words += ["--model", str(options.model)]
-    words += [] if options.dtype == "auto" else ["--dtype", options.dtype]
+    words += ["--dtype", options.dtype]
     records = latency.run_engine("stock", latency.parse(words))
     return {record.requests: record.images_per_s for record in records}
 
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--drafts", nargs="+", default=[str(number) for number in DRAFTS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, help="the model's default if not given")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="bfloat16" if has_bfloat16() else "float32")
     parser.add_argument("--no-stock", action="store_true", help="not beside stock vLLM")
     parser.add_argument("--eager", action="store_true", help="do not compile the model")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -104,6 +104,7 @@ def drafts_table(records: Sequence[dict[str, Any]]) -> list[str]:
 
 def _drafts(name: str) -> list[str]:
     records = json.loads((RESULTS / f"{name}.json").read_text())
+    records = [record for record in records if record["drafts"] in (0, 8, "auto")]
     return [f"{records[0]['circumstances']}:", "", *drafts_table(records)]
 
 
