@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .policy import NO_INTS
+
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Capacities; beyond the last they double. All are multiples of 8: fields stay aligned."""
 
@@ -42,7 +44,7 @@ class Field:
 
 
 class StepHeader:
-    """Sends steps' arrays, one copy per step. On a CPU they stay where they are filled in.
+    """Sends steps' arrays, one copy per step. On a CPU they stay where they are.
 
     Args:
         fields: By name.
@@ -73,6 +75,8 @@ class StepHeader:
         Returns:
             Views by name, ``tail`` among them if there is one; valid until the next step.
         """
+        if self._device.type == "cpu" and not capacity:
+            return self._view(arrays, tail)
         counts = {name: sum(map(len, own)) for name, own in arrays.items()}
         tail_length = 0 if tail is None else len(tail)
         room = capacity or bucket(max(counts.values()))
@@ -95,6 +99,17 @@ class StepHeader:
         if tail is not None:
             counts["tail"] = tail_length
         return piece.device.first(counts)
+
+    def _view(
+        self, arrays: Mapping[str, Sequence[NDArray[Any]]], tail: NDArray[np.int32] | None
+    ) -> dict[str, torch.Tensor]:
+        """The same on a CPU: each field where it is."""
+        seen = {} if tail is None else {"tail": torch.from_numpy(tail)}
+        for name, own in arrays.items():
+            joined = own[0] if len(own) == 1 else np.concatenate(own) if own else NO_INTS
+            dtype = self._fields[name].dtype
+            seen[name] = torch.from_numpy(joined.astype(dtype, copy=False))
+        return seen
 
     def _piece(self, capacity: int, tail: int, is_captured: bool) -> _Piece:
         """Captured steps have their own: they look for it where it was from the start."""
@@ -149,8 +164,6 @@ class _Memory:
 
     def first(self, counts: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """The first entries of some fields."""
-        if self.arrays:  # on a CPU, where this is quicker
-            return {name: torch.from_numpy(self.arrays[name][:n]) for name, n in counts.items()}
         return {name: self.tensors[name][:n] for name, n in counts.items()}
 
 
