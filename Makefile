@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(PLATFORM)
 # What `make serve` and the others are given beside their defaults, e.g. `make serve ARGS='--port 9000'`.
 ARGS ?=
 
-.PHONY: help setup serve test test-fast lint lint-deploy types format train bench bench-gpu load soak lock lock-cuda wheel clean
+.PHONY: help setup serve test test-fast lint lint-deploy types format train bench bench-drafts bench-gpu load soak lock lock-cuda wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ train: $(STAMP)  ## the demo model's recipe, from the data to the files, in buil
 
 bench: $(STAMP)  ## measure ZipAR beside stock vLLM
 	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-drafts: $(STAMP)  ## measure drafts beside none, and beside stock vLLM
+	$(BIN)/python -m benchmarks.drafts $(ARGS)
 
 # Each part on its own, and eight minutes at most: what fails or takes longer keeps none of the others.
 bench-gpu: $(STAMP)  ## on a GPU: kernels' tests, what they compile to, attention, steps, beside stock vLLM
