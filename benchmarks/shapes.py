@@ -55,12 +55,11 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_size * itemsize
 
 
-_LUMINA = Grid(48, 48, True)
+# Janus-Pro has LlamaGen's VQ tokenizer, and pictures of the same grid.
 _LLAMAGEN = {"columns": 16384, "num_codes": 16384, "size": "384x384", "grid": Grid(24, 24)}
-_JANUS = {"columns": 16384, "num_codes": 16384, "size": "384x384", "grid": Grid(24, 24)}
 
 EMU3 = Shape("Emu3-Gen", 32, 32, 8, 128, 14336, 184622, 32768, "720x720", Grid(90, 90, True), 7)
-JANUS_7B = Shape("Janus-Pro-7B", 30, 32, 32, 128, 11008, window=8, **_JANUS)  # type: ignore[arg-type]
+JANUS_7B = Shape("Janus-Pro-7B", 30, 32, 32, 128, 11008, window=8, **_LLAMAGEN)  # type: ignore[arg-type]
 LLAMAGEN_XL = Shape("LlamaGen-XL", 36, 20, 20, 64, 3584, window=16, **_LLAMAGEN)  # type: ignore[arg-type]
 TINY = Shape("tiny", 2, 4, 2, 32, 64, 200, 100, "64x64", Grid(8, 8, True), 4)
 """For trying things out."""
@@ -71,7 +70,7 @@ SHAPES = (
         "Lumina-mGPT-7B-768", 32, 32, 32, 128, 11008, 65536, 8192, "768x768", Grid(48, 48, True), 15
     ),
     JANUS_7B,
-    Shape("Janus-Pro-1B", 24, 16, 16, 128, 5632, window=8, **_JANUS),  # type: ignore[arg-type]
+    Shape("Janus-Pro-1B", 24, 16, 16, 128, 5632, window=8, **_LLAMAGEN),  # type: ignore[arg-type]
     Shape("LlamaGen-3B", 24, 32, 32, 100, 8704, window=16, **_LLAMAGEN),  # type: ignore[arg-type]
     LLAMAGEN_XL,
     Shape("LlamaGen-B", 12, 12, 12, 64, 2048, window=16, **_LLAMAGEN),  # type: ignore[arg-type]

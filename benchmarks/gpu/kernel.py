@@ -201,8 +201,9 @@ def microseconds(run: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def copy_bandwidth(device: torch.device, size: int) -> float:
-    """Gigabytes read and written per second by a copy of so many bytes."""
+def copy_bandwidth(device: torch.device) -> float:
+    """Gigabytes read and written per second by a copy: of 1 GiB, or 1 MiB in a dry run."""
+    size = 1 << (30 if device.type == "cuda" else 20)
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / microseconds(lambda: target.copy_(source), device) / 1e3
@@ -293,7 +294,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu")
     options = parser.parse_args(words)
     device = torch.device(options.device)
-    copy = copy_bandwidth(device, 1 << (30 if device.type == "cuda" else 20))
+    copy = copy_bandwidth(device)
     command = command_line("benchmarks.gpu.kernel", words)
     records: list[Record] = []
     for lanes in options.lanes:

@@ -335,7 +335,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu")
     options = parser.parse_args(words)
     device = torch.device(options.device)
-    copy = copy_bandwidth(device, 1 << (30 if device.type == "cuda" else 20))
+    copy = copy_bandwidth(device)
     command = command_line("benchmarks.gpu.step", words)
     records: list[Record] = []
     failed = False

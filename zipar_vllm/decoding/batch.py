@@ -19,9 +19,9 @@ from zipar_vllm.core.sampling import SamplingFlags
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
-from .header import Field, StepHeader
+from .header import Field, StepHeader, join
 from .host_step import HostStep, SentStep
-from .policy import NO_INTS, IntArray, Verification
+from .policy import IntArray, Verification
 from .sampler import StepSampler
 from .samples import DraftBatch, SampleBatch
 from .table import ImageState, StateTable
@@ -192,22 +192,22 @@ class _Layout:
     def samples(self) -> SampleBatch:
         """What is sampled."""
         return SampleBatch(
-            inputs=_join(self.conditional + self.unconditional),
-            guided=_join(self.guided),
-            images=_join(self.images),
-            tokens=_join(self.tokens),
-            grid_positions=_join(self.grid_positions),
+            inputs=join(self.conditional + self.unconditional),
+            guided=join(self.guided),
+            images=join(self.images),
+            tokens=join(self.tokens),
+            grid_positions=join(self.grid_positions),
             flags=SamplingFlags.merge(self.flags),
             drafts={
                 verification: DraftBatch(
-                    entries=_join([own.entries for own in drafts]),
-                    attempts=_join([own.attempts for own in drafts]),
-                    previous=_join([own.previous for own in drafts]),
+                    entries=join([own.entries for own in drafts]),
+                    attempts=join([own.attempts for own in drafts]),
+                    previous=join([own.previous for own in drafts]),
                 )
                 for verification, drafts in self.drafts.items()
             },
             logprobs=self.logprobs,
-            given=_join(self.given),
+            given=join(self.given),
         )
 
 
@@ -294,10 +294,10 @@ class BatchBuilder:
         if layout.forgotten:
             arrays["forgotten"] = [lane * slots + own for lane, own in layout.forgotten]
         if layout.unordered:
-            inputs = _join(layout.unordered)
+            inputs = join(layout.unordered)
             marks = np.full(layout.size, FIELDS["marks"].padding)
             lanes = np.repeat(layout.lanes, layout.counts)
-            marks[inputs] = lanes[inputs] * slots + _join(layout.positions)[inputs]
+            marks[inputs] = lanes[inputs] * slots + join(layout.positions)[inputs]
             arrays["marks"] = [marks]
         return arrays
 
@@ -383,9 +383,3 @@ class BatchBuilder:
 
     def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
         return to_device(array, self._device)
-
-
-def _join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else NO_INTS

@@ -106,9 +106,8 @@ class StepHeader:
         """The same on a CPU: each field where it is."""
         seen = {} if tail is None else {"tail": torch.from_numpy(tail)}
         for name, own in arrays.items():
-            joined = own[0] if len(own) == 1 else np.concatenate(own) if own else NO_INTS
-            dtype = self._fields[name].dtype
-            seen[name] = torch.from_numpy(joined.astype(dtype, copy=False))
+            joined = join(own).astype(self._fields[name].dtype, copy=False)
+            seen[name] = torch.from_numpy(joined)
         return seen
 
     def _piece(self, capacity: int, tail: int, is_captured: bool) -> _Piece:
@@ -119,6 +118,13 @@ class StepHeader:
             found = _Piece(self._fields, capacity, bucket(tail), self._device)
             self._pieces[capacity, is_captured] = found
         return found
+
+
+def join(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays one after the other: a single one as it is, none as no numbers."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else NO_INTS
 
 
 def bucket(count: int) -> int:

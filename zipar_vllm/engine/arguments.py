@@ -64,9 +64,15 @@ def check_wishes(wishes: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the argument.
     """
-    sizes = [name for name in UNSUPPORTED_SIZES if int(wishes.get(name) or 1) > 1]
-    for name in [*sizes, *(name for name in UNSUPPORTED if wishes.get(name))]:
-        raise ValueError(f"{name}: image decoding does not support it, leave it off")
+    sizes = {name: int(wishes.get(name) or 1) > 1 for name in UNSUPPORTED_SIZES}
+    _refuse(sizes | {name: bool(wishes.get(name)) for name in UNSUPPORTED})
+
+
+def _refuse(unsupported: Mapping[str, bool]) -> None:
+    """Raise if any of these options is set."""
+    for option, is_set in unsupported.items():
+        if is_set:
+            raise ValueError(f"{option}: image decoding does not support it, leave it off")
 
 
 def check_quantisation(model: str | Path, revision: str | None, wish: str | None) -> None:
@@ -153,16 +159,12 @@ def check_config(vllm_config: Any) -> None:
     parallel = vllm_config.parallel_config
     unsupported = {
         "enable_prefix_caching": vllm_config.cache_config.enable_prefix_caching,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
-        "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
-        "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
+        **{name: getattr(parallel, name) > 1 for name in UNSUPPORTED_SIZES},
         "speculative_config": vllm_config.speculative_config is not None,
         "kv_transfer_config": vllm_config.kv_transfer_config is not None,
         "lora_config": vllm_config.lora_config is not None,
     }
-    for option, is_set in unsupported.items():
-        if is_set:
-            raise ValueError(f"{option}: image decoding does not support it, leave it off")
+    _refuse(unsupported)
     mode = vllm_config.compilation_config.cudagraph_mode
     if not current_platform.is_cpu() and mode not in (None, CUDAGraphMode.NONE):
         raise ValueError(

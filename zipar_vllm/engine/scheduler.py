@@ -116,12 +116,7 @@ class _Running:
         """Steps, 1 or more, that may be planned before the result of any is known."""
         if self.next_step == 0:
             return 1
-        if self.draft_count is not None:
-            plain_steps = self.job.grid.num_steps(self.job.params.window)
-            return max(1, -(-(plain_steps - self.draft_count.plain_steps) // (self.drafts + 1)))
-        if self._policy.num_steps is None:
-            return 1
-        return max(1, self._policy.num_steps - self.next_step)
+        return max(1, -(-self.steps_left() // (self.drafts + 1)))
 
     def steps_left(self) -> int:
         """Steps still to be scheduled, at most; 0 where that is not known, or none is left."""
