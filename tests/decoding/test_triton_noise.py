@@ -1,4 +1,4 @@
-"""The noise of the Triton kernel against ``core/sampling``; run as test_triton_sampling is."""
+"""The noise of the Triton kernel against ``core/noise``; run as test_triton_sampling is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from tests.interpreted import has_gpu
-from zipar_vllm.core import sampling
+from zipar_vllm.core import noise as torch_noise
 from zipar_vllm.decoding import triton_noise
 
 DEVICE = torch.device("cuda" if has_gpu() else "cpu")
@@ -37,10 +37,10 @@ def test_noise_has_the_same_bits() -> None:
     uniforms, noise = torch.zeros(2, 16, 256, device=DEVICE)
     store_noise[(16,)](seeds, positions, found, uniforms, noise, BLOCK=256)
     codes = torch.arange(256, device=DEVICE).unsqueeze(0)
-    bits = sampling._random_bits(seeds, positions, codes)
+    bits = torch_noise._random_bits(seeds, positions, codes)
     assert torch.equal(found, bits)
-    assert torch.equal(uniforms, sampling._uniform(bits ^ 0xFFFFFFFF))
-    assert torch.equal(noise, sampling.gumbel_noise(seeds, positions, 256))
+    assert torch.equal(uniforms, torch_noise._uniform(bits ^ 0xFFFFFFFF))
+    assert torch.equal(noise, torch_noise.gumbel_noise(seeds, positions, 256))
 
 
 @triton.jit
@@ -54,4 +54,4 @@ def test_uniform_numbers_at_their_ends() -> None:
     bits = torch.tensor([0, 1, 255, 2**24 + 1, 2**31, high - 257, high - 129, high - 1])
     bits, uniforms = bits.to(DEVICE), torch.zeros(8, device=DEVICE)
     store_uniform[(1,)](bits, uniforms, BLOCK=8)
-    assert torch.equal(uniforms, sampling._uniform(bits))
+    assert torch.equal(uniforms, torch_noise._uniform(bits))

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,13 +10,11 @@ from typing import Any
 
 import torch
 
+from zipar_vllm.core.native import load_native
+
 from .interface import AttentionInputs, NotTiled
 
-logger = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_name("cpu_attention.cpp")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
-BUILD_SECONDS = 120
 VECTOR = 16
 
 
@@ -116,11 +108,9 @@ def supports(dtype: torch.dtype, head_size: int, block_size: int) -> bool:
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """Build the kernel, or take it from the cache directory; None where no compiler works."""
-    try:
-        library = ctypes.CDLL(str(_build()))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("the CPU attention kernel could not be built, torch takes over: %s", error)
+    """The kernel, ready to be called; None where it could not be built."""
+    library = load_native(SOURCE)
+    if library is None:
         return None
     pointer: Any = ctypes.c_void_p
     integer: Any = ctypes.c_int64
@@ -135,31 +125,3 @@ def load_library() -> ctypes.CDLL | None:
         *[integer] * 4,
     ]
     return library
-
-
-def _build() -> Path:
-    """Compile into the cache directory, under a name that changes with source and machine."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise FileNotFoundError("no C++ compiler found (set CXX)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30)
-    key = hashlib.sha256(SOURCE.read_bytes() + version.stdout + _cpu_features())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = home / "zipar_vllm" / f"cpu_attention-{key.hexdigest()[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            built = Path(folder) / target.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-            subprocess.run(command, capture_output=True, check=True, timeout=BUILD_SECONDS)
-            built.replace(target)  # atomic: ranks that build at the same time do not collide
-    return target
-
-
-def _cpu_features() -> bytes:
-    """Read what ``-march=native`` depends on, so that a shared cache serves unlike machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return b""
-    return "".join(sorted({li for li in lines if li.startswith(("flags", "Features"))})).encode()

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from .grid import Grid
-from .sampling import SamplingBatch, guide, gumbel_noise, uniform_noise
+from .noise import gumbel_noise, uniform_noise
+from .sampling import SamplingBatch, guide
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from zipar_vllm.core.grid import Grid
-from zipar_vllm.core.sampling import gumbel_noise, uniform_noise
+from zipar_vllm.core.noise import gumbel_noise, uniform_noise
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.params import ImageParams
 

@@ -1,4 +1,4 @@
-"""The noise of tokens, in Triton: the bits of :mod:`zipar_vllm.core.sampling`."""
+"""The noise of tokens, in Triton: the bits of :mod:`zipar_vllm.core.noise`."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
@@ -8,14 +8,14 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from zipar_vllm.core import sampling
+from zipar_vllm.core import noise
 
-BELOW_ONE = tl.constexpr(sampling.BELOW_ONE)
+BELOW_ONE = tl.constexpr(noise.BELOW_ONE)
 
 
 @triton.jit
 def gumbel_noise(hashes, code):
-    """``core.sampling.gumbel_noise`` of codes: uint64 hash of (seed, position), int32 codes."""
+    """``core.noise.gumbel_noise`` of codes: uint64 hash of (seed, position), int32 codes."""
     value = uniform(~random_bits(hashes, code))
     return -libdevice.log(-libdevice.log1p(-value))
 
