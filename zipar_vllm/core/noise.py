@@ -7,7 +7,16 @@ et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import torch
+
+from .native import load_native
+
+SOURCE = Path(__file__).with_name("noise.cpp")
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
@@ -35,9 +44,7 @@ def gumbel_noise(
     Returns:
         float32 ``[n, m]``.
     """
-    if tokens is None:
-        tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
-    v = _uniform(_random_bits(seeds, positions, tokens).bitwise_xor_(_MASK32))
+    v = _complements(seeds, positions, count, tokens)
     return v.neg_().log1p_().neg_().log_().neg_()
 
 
@@ -49,6 +56,42 @@ def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """
     no_token = torch.full((1, 1), -1, device=seeds.device)
     return _uniform(_random_bits(seeds, positions, no_token)).squeeze(1)
+
+
+def _complements(
+    seeds: torch.Tensor, positions: torch.Tensor, count: int, tokens: torch.Tensor | None
+) -> torch.Tensor:
+    """1 - u of (seed, position, token), in float32 ``[n, m]``."""
+    native = _load_native() if seeds.device.type == "cpu" else None
+    if native is None:
+        if tokens is None:
+            tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
+        return _uniform(_random_bits(seeds, positions, tokens).bitwise_xor_(_MASK32))
+    seeds, positions = seeds.contiguous(), positions.contiguous()
+    tokens = None if tokens is None else tokens.contiguous()
+    found = torch.empty(len(seeds), count if tokens is None else tokens.shape[1])
+    native(
+        seeds.data_ptr(),
+        positions.data_ptr(),
+        len(seeds),
+        None if tokens is None else tokens.data_ptr(),
+        found.shape[1],
+        found.data_ptr(),
+    )
+    return found
+
+
+@cache
+def _load_native() -> Any:
+    """The same in C++; None where it could not be built."""
+    library = load_native(SOURCE)
+    if library is None:
+        return None
+    pointer: Any = ctypes.c_void_p
+    integer: Any = ctypes.c_int64
+    library.zipar_complements.restype = None
+    library.zipar_complements.argtypes = [pointer, pointer, integer, pointer, integer, pointer]
+    return library.zipar_complements
 
 
 def _random_bits(

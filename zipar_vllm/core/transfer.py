@@ -15,6 +15,9 @@ def to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
     first; torch keeps that memory until the copy is done. On a CPU the memory is shared.
     """
     tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return tensor
+    if kind == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
