@@ -36,7 +36,7 @@ from .vllm_api import (
 
 logger = logging.getLogger(__name__)
 
-MAX_PASSES = 16
+MAX_PASSES = 64
 BURST_SECONDS = 0.02
 """How long a new image may have to wait for passes that were planned at once, roughly."""
 
