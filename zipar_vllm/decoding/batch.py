@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class _Layout:
         unordered: Inputs whose orders the table does not have yet.
         forgotten: Slots that become unwritten first, as pairs of a lane and its positions.
         conditional, unconditional: Inputs that are sampled, an array per image.
-        images, tokens, grid_positions: Of the samples, an array per image.
+        images, image_counts: Images that sample, and how many tokens.
+        tokens, grid_positions: Of the samples, an array per image.
         guided: Entries with an unconditional lane.
         num_samples: Samples so far.
         flags: Of the images that sample.
@@ -86,7 +88,8 @@ class _Layout:
     forgotten: list[tuple[int, IntArray]] = field(default_factory=list)
     conditional: list[IntArray] = field(default_factory=list)
     unconditional: list[IntArray] = field(default_factory=list)
-    images: list[IntArray] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    image_counts: list[int] = field(default_factory=list)
     tokens: list[IntArray] = field(default_factory=list)
     grid_positions: list[IntArray] = field(default_factory=list)
     guided: list[IntArray] = field(default_factory=list)
@@ -99,7 +102,7 @@ class _Layout:
     def add_decode(self, image: ImageState) -> None:
         """Add the next step of an image past its prompt."""
         step, prompts = image.progress.step(), image.job.lane_prompts
-        sources = step.sources + (image.first_token + image.job.prompt_length)
+        sources = step.sources + image.picture_start
         starts = [
             self._add_lane(image, number, step.positions + prompt, sources, step.orders)
             for number, prompt in enumerate(prompts)
@@ -115,7 +118,7 @@ class _Layout:
                 DraftBatch(
                     entries=np.searchsorted(step.sampled, step.drafts) + self.num_samples,
                     attempts=step.attempts,
-                    previous=step.previous + (image.first_token + image.job.prompt_length),
+                    previous=step.previous + image.picture_start,
                 )
             )
         if len(step.sampled):
@@ -130,7 +133,7 @@ class _Layout:
         more.
         """
         begin, end = image.prefilled, image.prefilled + count
-        last = end == image.job.prompt_length
+        last = end == image.prompt_length
         first_of_lane = 0
         final_inputs = []
         for number, prompt in enumerate(image.job.lane_prompts):
@@ -180,8 +183,9 @@ class _Layout:
         if len(inputs) > 1:
             self.unconditional.append(inputs[1])
             self.guided.append(np.arange(self.num_samples, self.num_samples + count))
-        self.images.append(np.full(count, image.index))
-        self.tokens.append(targets + (image.first_token + image.job.prompt_length))
+        self.images.append(image.index)
+        self.image_counts.append(count)
+        self.tokens.append(targets + image.picture_start)
         self.grid_positions.append(image.grid_positions[targets])
         if image.job.picture:
             self.given.append(np.arange(self.num_samples, self.num_samples + count))
@@ -194,7 +198,7 @@ class _Layout:
         return SampleBatch(
             inputs=join(self.conditional + self.unconditional),
             guided=join(self.guided),
-            images=join(self.images),
+            images=np.array(self.images, dtype=np.int64).repeat(self.image_counts),
             tokens=join(self.tokens),
             grid_positions=join(self.grid_positions),
             flags=SamplingFlags.merge(self.flags),
@@ -265,11 +269,9 @@ class BatchBuilder:
         num_decoding = len(layout.lanes)
         for image, count in prefilling:
             layout.add_prefill(image, count)
-        starts = np.zeros(len(layout.counts) + 1, dtype=np.int64)
-        np.cumsum(layout.counts, out=starts[1:])
         lanes = (
             np.array(layout.lanes),
-            starts,
+            np.array([*accumulate(layout.counts, initial=0)]),
             np.array([own[-1] for own in layout.positions]),
         )
         return HostStep(

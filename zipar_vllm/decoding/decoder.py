@@ -267,7 +267,7 @@ class ImageDecoder:
             if not image.is_prefilled:
                 active_rows += 1
                 continue
-            start, stride = image.job.prompt_length, image.job.grid.stride
+            start, stride = image.prompt_length, image.job.grid.stride
             before, after = image.released, image.progress.complete_rows
             if after > before:
                 rows = (start + before * stride, start + after * stride)
@@ -289,6 +289,5 @@ def _advance(image: ImageState, accepted: Mapping[int, Sequence[bool]]) -> int:
     if drafting is None:
         image.progress.advance(verdicts)
         return 0
-    before = drafting.count.rejected
     drafting.advance(verdicts)
-    return drafting.count.rejected - before
+    return len(verdicts) - sum(verdicts)

@@ -36,6 +36,7 @@ class ImageState:
         has_orders: Whether the orders of all its positions are in the table from the start.
         flags: What its sampling asks for.
         first_token: Where its row of tokens begins among all rows, one after the other.
+        prompt_length: Prompt tokens of all lanes.
         slots: KV slot of every position, by lane.
         model_positions: What the model calls every position, by lane; None if it calls them so too.
         grid_positions: Place in the grid of every position of the picture.
@@ -52,6 +53,7 @@ class ImageState:
     has_orders: bool
     flags: SamplingFlags
     first_token: int
+    prompt_length: int
     slots: tuple[IntArray, ...]
     model_positions: tuple[IntArray, ...] | None
     grid_positions: IntArray
@@ -62,7 +64,12 @@ class ImageState:
     @property
     def is_prefilled(self) -> bool:
         """Whether its prompts are computed, so that its first token is drawn."""
-        return self.prefilled == self.job.prompt_length
+        return self.prefilled == self.prompt_length
+
+    @property
+    def picture_start(self) -> int:
+        """Where its picture begins among all rows of tokens."""
+        return self.first_token + self.prompt_length
 
     def lane(self, number: int) -> int:
         """Index of one of its lanes in the lane tables."""
@@ -146,6 +153,7 @@ class StateTable:
             has_orders=policy.orders is not None,
             flags=SamplingFlags.of(own_options),
             first_token=index * self.tokens.shape[1],
+            prompt_length=job.prompt_length,
             slots=tuple(self._slots(own) for own in lanes),
             model_positions=self._model_positions(job),
             grid_positions=_grid_positions(job.grid),
