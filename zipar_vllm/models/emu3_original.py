@@ -20,7 +20,7 @@ from transformers import Emu3Config, Emu3TextConfig, Emu3VQVAEConfig, PreTrained
 
 from .checkpoint import Checkpoint
 from .emu3 import PIXELS
-from .emu3_tokens import BEGIN, read_tokenizer, special_ids, vision_tokenizer
+from .emu3_tokens import BEGIN, EMU3_VOCABULARY, read_tokenizer, special_ids, vision_tokenizer
 from .shards import save_shards
 
 VISION_TOKENIZER = "Emu3-VisionTokenizer"
@@ -51,8 +51,14 @@ def convert(source: Checkpoint, target: Path) -> None:
         target: An empty folder.
 
     Raises:
-        UnusableModelError: a file or a setting is missing.
+        UnusableModelError: a file or a setting is missing, or it is an Emu3.5.
     """
+    size = source.config.get("vocab_size", EMU3_VOCABULARY)
+    if size != EMU3_VOCABULARY:
+        raise source.error(
+            f"config.json: vocab_size is {size}, that of an Emu3 is {EMU3_VOCABULARY}",
+            "serve it as it is, if it is an Emu3.5",
+        )
     vision = vision_tokenizer(source, VISION_TOKENIZER)
     ids = special_ids(source)
     config = _config(source, vision, ids)

@@ -19,6 +19,9 @@ BEGIN, BEGIN_OF_IMAGE, IMAGE = "<|extra_203|>", "<|image start|>", "<|image toke
 ROW_TERMINATOR = "<|extra_200|>"
 VISUAL = "<|visual token {code:06d}|>"
 
+EMU3_VOCABULARY = 184_622
+"""What tells an Emu3 in its authors' layout from an Emu3.5, which names the same architecture."""
+
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
 FIRST_SPECIAL_ID = 151_643
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))

@@ -59,9 +59,7 @@ class VQGANDecoder(nn.Module):
         self.decoder = JanusVQVAEDecoder(config)
         if not attended:
             self.decoder.up[0].attn = nn.ModuleList()
-        self.decoder.up = self.decoder.up[
-            ::-1
-        ]  # Janus' level 0 is the coarsest, taming's the finest
+        self.decoder.up = self.decoder.up[::-1]  # Janus' first level is the coarsest
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels float32 ``[B, 3, H, W]`` in about [-1, 1] of int64 ``[B, rows, columns]``."""
