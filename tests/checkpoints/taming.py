@@ -54,7 +54,7 @@ class TamingDecoder(nn.Module):
             before = lowest if level == last else channels * multipliers[level + 1]
             up = nn.ModuleDict({"block": nn.ModuleList([block(before, wide), block(wide, wide)])})
             if level == last and attends:
-                attention = [ChameleonVQVAEEncoderAttnBlock(wide) for _ in up["block"]]
+                attention = [ChameleonVQVAEEncoderAttnBlock(wide) for _ in range(2)]
                 up["attn"] = nn.ModuleList(attention)
             if level:
                 up["upsample"] = nn.ModuleDict({"conv": nn.Conv2d(wide, wide, 3, padding=1)})

@@ -52,7 +52,7 @@ BASE = "Emu3.5"
 """The published name of the model that was not tuned for pictures, which wants less guidance."""
 
 
-class Emu35Config(Qwen3Config):
+class Emu35Config(Qwen3Config):  # type: ignore[misc]
     """The authors' ``configuration_emu3.py``: Qwen3's fields with other defaults, and tokens' ids.
 
     Transformers knows it from the import of this module on.
