@@ -1,7 +1,6 @@
 """A small random Lumina-mGPT as the authors publish it: real vocabulary and ids, small widths.
 
-Beside it stands Chameleon's VQGAN in Meta's files, whose decoder is put together here of
-transformers' blocks of Chameleon's encoder.
+Beside it stands Chameleon's VQGAN in Meta's files.
 """
 
 from __future__ import annotations
@@ -22,10 +21,8 @@ from transformers import (
     ChameleonVQVAEConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.chameleon.modeling_chameleon import (
-    ChameleonVQVAEEncoderAttnBlock,
-    ChameleonVQVAEEncoderResnetBlock,
-)
+
+from .taming import TamingDecoder
 
 VOCABULARY, CODES, FIRST_ID = 65_536, 8_192, 4
 BEGIN_OF_IMAGE, END_OF_ROW, SIDE_ZERO, END_OF_TURN = 8_197, 8_803, 8_804, 8_710
@@ -57,61 +54,15 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-class VQGAN(nn.Module):
-    """The decoder, with the tensors' names of ``vqgan.ckpt``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        config = SimpleNamespace(dropout=0.0)
-        lowest = CHANNELS * MULTIPLIER[-1]
-
-        def block(narrow: int, wide: int) -> nn.Module:
-            return ChameleonVQVAEEncoderResnetBlock(config, narrow, wide)
-
-        self.quantize: Any = nn.ModuleDict({"embedding": nn.Embedding(CODES, EMBEDDING)})
-        self.post_quant_conv = nn.Conv2d(EMBEDDING, LATENT, 1)
-        decoder: Any = nn.ModuleDict()
-        decoder["conv_in"] = nn.Conv2d(LATENT, lowest, 3, padding=1)
-        decoder["mid"] = nn.ModuleDict(
-            {
-                "block_1": block(lowest, lowest),
-                "attn_1": ChameleonVQVAEEncoderAttnBlock(lowest),
-                "block_2": block(lowest, lowest),
-            }
-        )
-        decoder["up"] = nn.ModuleList()
-        for level, multiplier in enumerate(MULTIPLIER):
-            wide = CHANNELS * multiplier
-            before = lowest if level == len(MULTIPLIER) - 1 else CHANNELS * MULTIPLIER[level + 1]
-            up = nn.ModuleDict({"block": nn.ModuleList([block(before, wide), block(wide, wide)])})
-            if level:
-                up["upsample"] = nn.ModuleDict({"conv": nn.Conv2d(wide, wide, 3, padding=1)})
-            decoder["up"].append(up)
-        decoder["norm_out"] = nn.GroupNorm(32, CHANNELS, eps=1e-6)
-        decoder["conv_out"] = nn.Conv2d(CHANNELS, 3, 3, padding=1)
-        self.decoder: Any = decoder
-
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pixels ``[B, 3, H, W]`` of codes ``[B, rows, columns]``."""
-        decoder = self.decoder
-        latents = self.quantize["embedding"](codes).movedim(-1, 1)
-        pixels = decoder["conv_in"](self.post_quant_conv(latents))
-        for part in ("block_1", "attn_1", "block_2"):
-            pixels = decoder["mid"][part](pixels)
-        for up in reversed(decoder["up"]):
-            for block in up["block"]:
-                pixels = block(pixels)
-            if "upsample" in up:
-                wider = pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-                pixels = up["upsample"]["conv"](wider)
-        result: torch.Tensor = decoder["conv_out"](nn.functional.silu(decoder["norm_out"](pixels)))
-        return result
+def build_vqgan() -> TamingDecoder:
+    """Chameleon's, which attends in the middle alone."""
+    return TamingDecoder(CODES, EMBEDDING, LATENT, CHANNELS, MULTIPLIER)
 
 
 def make_vqgan(path: Path) -> None:
     """Save ``vqgan.yaml`` and ``vqgan.ckpt``, which holds an encoder and more besides."""
     torch.manual_seed(1)
-    vqgan = VQGAN()
+    vqgan = build_vqgan()
     with torch.no_grad():
         vqgan.quantize["embedding"].weight.normal_()
         vqgan.decoder["conv_out"].weight.mul_(0.3)  # most shades within [-1, 1]
@@ -134,9 +85,9 @@ def make_vqgan(path: Path) -> None:
     (path / "vqgan.yaml").write_text(yaml.safe_dump({"model": {"params": params}}))
 
 
-def load_vqgan(path: Path) -> VQGAN:
+def load_vqgan(path: Path) -> TamingDecoder:
     """The decoder of a checkpoint, to compare with."""
-    vqgan = VQGAN()
+    vqgan = build_vqgan()
     state = torch.load(path / "original_tokenizers" / "vqgan.ckpt", weights_only=True)
     vqgan.load_state_dict({n: t for n, t in state["state_dict"].items() if "encoder" not in n})
     return vqgan.eval()

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.checkpoints import emu3, janus, llamagen, lumina
+from tests.checkpoints import emu3, emu35, janus, llamagen, lumina
 from tests.tiny import make_tiny_model
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.engine.borrowed import ImageStats, get_stats
@@ -29,6 +29,7 @@ GRIDS = {"64x64": (8, 8), "96x64": (6, 12), "32x128": (10, 4)}
 FAMILIES: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
     "janus": (janus.make_janus, {}),
     "emu3": (emu3.make_emu3, {"max_model_len": 9216}),
+    "emu3.5": (emu35.make_emu35, {"max_model_len": 9216}),
     "llamagen": (llamagen.make_llamagen, {"max_model_len": None}),  # what its configuration says
     "llamagen-text": (
         partial(llamagen.make_llamagen, side=32, features=llamagen.FEATURES),

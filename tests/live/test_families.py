@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.checkpoints import emu3, janus, llamagen, lumina
+from tests.checkpoints import emu3, emu35, janus, llamagen, lumina
 from tests.hub import put_into_cache
 from zipar_vllm.models.base import Prompts
 from zipar_vllm.models.registry import load_image_model
@@ -50,6 +50,14 @@ def draw_emu3(path: Path, prompts: Prompts) -> torch.Tensor:
     tokens = emu3.generate(oracle, prompts, rows=8, columns=8, guidance=3.0)
     codes = torch.tensor(tokens).view(1, 8, 9)[:, :, :8] - emu3.FIRST_ID
     pixels: torch.Tensor = oracle.model.vqmodel.decode(codes)[0].permute(1, 2, 0)
+    return pixels
+
+
+def draw_emu35(path: Path, prompts: Prompts) -> torch.Tensor:
+    oracle = emu35.load_oracle(path)
+    tokens = emu35.generate(oracle, prompts, rows=8, columns=8, guidance=5.0)
+    codes = torch.tensor(tokens).view(1, 8, 9)[:, :, :8] - emu35.FIRST_ID
+    pixels: torch.Tensor = emu35.load_decoder(path)(codes)[0].permute(1, 2, 0)
     return pixels
 
 
@@ -107,6 +115,7 @@ class Family:
 FAMILIES = [
     Family("janus-pro", janus.make_janus, draw_janus, "128x128", 2, "1024x1024", "128x128"),
     Family("emu3", emu3.make_emu3, draw_emu3, "64x64", 7, "97x50", "96x48"),
+    Family("emu3.5", emu35.make_emu35, draw_emu35, "128x128", 1, "200x100", "192x96"),
     Family(
         *("llamagen", llamagen.make_llamagen, draw_llamagen, "128x128", 6, "512x1024", "128x128"),
         prompt="golden retriever",
@@ -150,6 +159,8 @@ def server(family: Family, path: Path) -> Iterator[Server]:
     put_into_cache(published(path), model, cache)
     if (text_encoder := path.parent / "t5").is_dir():
         put_into_cache(text_encoder, TEXT_ENCODER, cache)
+    if (vision := path.parent / emu35.VISION_TOKENIZER).is_dir():
+        put_into_cache(vision, f"BAAI/{emu35.VISION_TOKENIZER}", cache)
     server = start_server(
         path.parent / "server.log",
         *OPTIONS,

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from server.cli import check
-from tests.checkpoints import emu3, janus, llamagen, lumina
+from tests.checkpoints import emu3, emu35, janus, llamagen, lumina
 from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.models.registry import find_problems, load_image_model
 from zipar_vllm.params import ImageOptions
@@ -46,6 +46,10 @@ FAMILIES = {
     ),
     "emu3": Family(
         emu3.make_emu3, "tokenizer.json", "model.safetensors", ("text_config", "vocab_size")
+    ),
+    "emu3.5": Family(
+        *(emu35.make_emu35, "emu3.tiktoken", f"../{emu35.VISION_TOKENIZER}/model.safetensors"),
+        count=("vocab_size",),
     ),
     "lumina": Family(
         *(lumina.make_lumina, "tokenizer.json", "original_tokenizers/vqgan.ckpt"), ("vocab_size",)
@@ -142,7 +146,7 @@ def test_all_that_is_wrong_is_told(
     expected = [f"tensor {drop_tensor(path)} is missing in its weights"]
     if family.tokenizer:
         (path / family.tokenizer).unlink()
-        expected.append("tokenizer.json is missing")
+        expected.append(f"{Path(family.tokenizer).name} is missing")
     if family.pixels != "model.safetensors":
         (path / family.pixels).unlink()
         expected.append("is missing")

@@ -210,7 +210,7 @@ UPSAMPLE = "decoder.up.4.upsample.conv.weight"
         (change_yaml(lambda params: params.pop("n_embed")), "vqgan.yaml lacks n_embed"),
         (
             change_yaml(lambda params: params["ddconfig"].update(attn_resolutions=[16])),
-            "vqgan.yaml: attn_resolutions is [16], supported is []",
+            "vqgan.yaml: attn_resolutions is [16], supported is [] or [32]",
         ),
         (
             change_yaml(lambda params: params["ddconfig"].update(ch="many")),

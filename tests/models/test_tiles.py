@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.checkpoints.emu3 import make_emu3
+from tests.checkpoints.emu35 import make_emu35
 from tests.checkpoints.lumina import make_lumina
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.models.tiles import Tail
@@ -17,7 +18,9 @@ from zipar_vllm.models.tiles import Tail
 CODES = torch.randint(0, 8_192, (1, 4, 24), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=[make_emu3, make_lumina], ids=["emu3", "lumina"])
+@pytest.fixture(
+    scope="module", params=[make_emu3, make_emu35, make_lumina], ids=["emu3", "emu3.5", "lumina"]
+)
 def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The decoder of a small checkpoint, in float64 and without the rounding to bytes."""
     path = tmp_path_factory.mktemp("tiles") / "model"

@@ -111,8 +111,7 @@ def prompt_arguments(model: str | Path, revision: str | None = None) -> dict[str
         UnusableModelError: it is no image model of a known family, or lacks a file.
     """
     arguments = {}
-    checkpoint = Checkpoint(model, revision)
-    if not any(checkpoint.find(name) for name in ("tokenizer.json", "tokenizer_config.json")):
+    if Checkpoint(model, revision).find("tokenizer.json") is None:
         arguments["skip_tokenizer_init"] = True
     if load_spec(model, revision).embeds_prompts:
         arguments["enable_prompt_embeds"] = True

@@ -20,6 +20,7 @@ from vllm.model_executor.models.llama import (
     LlamaForCausalLM,
     LlamaModel,
 )
+from vllm.model_executor.models.qwen3 import Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LlamaModel",
     "LogitsProcessor",
     "ParallelLMHead",
+    "Qwen3Model",
     "RotaryEmbedding",
     "SupportsQuant",
     "VllmConfig",

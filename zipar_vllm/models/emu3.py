@@ -19,11 +19,9 @@ from zipar_vllm.params import ImageOptions
 from .base import ImageModelSpec, Prompts, to_bytes
 from .checkpoint import SAME_SOURCE, Checkpoint
 from .emu3_pixels import FirstFrameDecoder
+from .emu3_tokens import BEGIN, BEGIN_OF_IMAGE, IMAGE, ROW_TERMINATOR, VISUAL, begin_picture
 from .sizes import AnySizes
 
-BEGIN, BEGIN_OF_IMAGE, IMAGE = "<|extra_203|>", "<|image start|>", "<|image token|>"
-ROW_TERMINATOR = "<|extra_200|>"
-VISUAL = "<|visual token {code:06d}|>"
 QUALITY = " masterpiece, film grained, best quality."
 NEGATIVE = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, "
@@ -114,7 +112,7 @@ class Emu3Model:
         return to_bytes(torch.cat(pictures))
 
     def _encode(self, text: str, grid: Grid) -> list[int]:
-        prompt = f"{BEGIN}{text}{BEGIN_OF_IMAGE}{grid.rows}*{grid.columns}{IMAGE}"
+        prompt = f"{BEGIN}{text}{begin_picture(grid)}"
         ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
         return ids
 

@@ -16,20 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import Emu3Config, Emu3TextConfig, Emu3VQVAEConfig, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import TikTokenConverter
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from .checkpoint import Checkpoint
 from .emu3 import PIXELS
+from .emu3_tokens import BEGIN, EMU3_VOCABULARY, read_tokenizer, special_ids, vision_tokenizer
 from .shards import save_shards
 
 VISION_TOKENIZER = "Emu3-VisionTokenizer"
-RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
-FIRST_SPECIAL_ID = 151_643
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
-"""The special tokens before those of the vision tokens' file."""
 READ_IMAGE = {"<image>": 151_646}
 """Transformers' own name for one of them; nothing here uses it."""
 
@@ -57,20 +51,26 @@ def convert(source: Checkpoint, target: Path) -> None:
         target: An empty folder.
 
     Raises:
-        UnusableModelError: a file or a setting is missing.
+        UnusableModelError: a file or a setting is missing, or it is an Emu3.5.
     """
-    vision = _vision_tokenizer(source)
-    ids = _special_ids(source)
+    size = source.config.get("vocab_size", EMU3_VOCABULARY)
+    if size != EMU3_VOCABULARY:
+        raise source.error(
+            f"config.json: vocab_size is {size}, that of an Emu3 is {EMU3_VOCABULARY}",
+            "serve it as it is, if it is an Emu3.5",
+        )
+    vision = vision_tokenizer(source, VISION_TOKENIZER)
+    ids = special_ids(source)
     config = _config(source, vision, ids)
-    _tokenizer(source, ids).save_pretrained(target)
+    PreTrainedTokenizerFast(
+        tokenizer_object=read_tokenizer(source, ids),
+        bos_token=BEGIN,
+        eos_token="<|extra_204|>",
+        pad_token="<|endoftext|>",
+    ).save_pretrained(target)
     config.save_pretrained(target)
     text = [partial(_renamed, file, TEXT_RENAMES) for file in source.files()]
     save_shards(target, [*text, *(partial(_decoder, file) for file in vision.files())])
-
-
-def _vision_tokenizer(source: Checkpoint) -> Checkpoint:
-    beside = Path(source.model).resolve().parent / VISION_TOKENIZER
-    return Checkpoint(beside if beside.is_dir() else f"BAAI/{VISION_TOKENIZER}")
 
 
 def _renamed(file: Path, renames: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -86,35 +86,6 @@ def _decoder(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """What draws; attention's convolutions of one pixel are matrices in transformers."""
     for name, tensor in _renamed(file, VQ_RENAMES):
         yield PIXELS + name, tensor[..., 0, 0] if name.endswith("_proj.weight") else tensor
-
-
-def _special_ids(source: Checkpoint) -> dict[str, int]:
-    lines = source.file(VISION_TOKENS).read_text().splitlines()
-    tokens = (*SPECIAL, *(line.strip() for line in lines if line.strip()))
-    return {token: FIRST_SPECIAL_ID + place for place, token in enumerate(tokens)}
-
-
-def _tokenizer(source: Checkpoint, ids: dict[str, int]) -> PreTrainedTokenizerFast:
-    """The authors' tokenizer, which splits texts as Qwen's, in the ``tokenizers`` package.
-
-    Visual tokens are left out: no prompt has any.
-    """
-    converter = TikTokenConverter()
-    vocabulary, merges = converter.extract_vocab_merges_from_model(str(source.file(RANKS)))
-    special = {token: number for token, number in ids.items() if "visual token" not in token}
-    tokenizer = Tokenizer(models.BPE({**vocabulary, **special}, merges, ignore_merges=True))
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|extra_203|>",
-        eos_token="<|extra_204|>",
-        pad_token="<|endoftext|>",
-    )
 
 
 def _config(source: Checkpoint, vision: Checkpoint, ids: dict[str, int]) -> Any:

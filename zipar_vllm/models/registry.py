@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint
 
 FAMILIES = {
     "LlamaForCausalLM": "zipar_vllm.models.demo:DemoModel",
+    "Emu3ForCausalLM": "zipar_vllm.models.emu35:Emu35Model",
     "Emu3ForConditionalGeneration": "zipar_vllm.models.emu3:Emu3Model",
     "JanusForConditionalGeneration": "zipar_vllm.models.janus:JanusModel",
     "LlamaGenForImageGeneration": "zipar_vllm.models.llamagen:LlamaGenModel",

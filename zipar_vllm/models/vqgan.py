@@ -1,12 +1,14 @@
-"""The VQGAN of Chameleon (arXiv 2405.09818), as Meta published it: ``vqgan.yaml``, ``vqgan.ckpt``.
+"""The decoder of taming-transformers' VQGAN (arXiv 2012.09841), which several models share.
 
-It is taming-transformers' (github.com/CompVis/taming-transformers, ``taming/models/vqgan.py``),
-whose decoder transformers has under Janus' name; its own class for Chameleon only encodes.
+Source: github.com/CompVis/taming-transformers, ``taming/models/vqgan.py``. Transformers has it
+under Janus' name, where it attends at the lowest resolution. Chameleon's (arXiv 2405.09818), which
+Meta published as ``vqgan.yaml`` and ``vqgan.ckpt``, does not.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +22,26 @@ from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 
 from .tiles import Tail
 
-LEVEL = "decoder.up."
-
 
 class VQGANDecoder(nn.Module):
-    """From codes to pixels, of any height and width.
+    """From codes to pixels, of any height and width; its tensors are named as taming's.
 
     Args:
-        options: ``model.params`` of ``vqgan.yaml``.
+        layers: taming's ``ddconfig``.
+        num_codes: Size of the codebook.
+        embed_dim: Width of its entries.
 
     Attributes:
-        num_codes: Size of the codebook.
+        num_codes: As above.
         factor: Pixels per token, each way.
 
     Raises:
-        ValueError: it attends at other places than the published one.
+        KeyError: ``layers`` lacks a field.
+        ValueError: it attends at other places than the lowest resolution.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, layers: Mapping[str, Any], num_codes: int, embed_dim: int) -> None:
         super().__init__()
-        layers = options["ddconfig"]
-        if layers["attn_resolutions"]:
-            raise ValueError(f"attn_resolutions is {layers['attn_resolutions']}, supported is []")
         config = JanusVQVAEConfig(
             latent_channels=layers["z_channels"],
             base_channels=layers["ch"],
@@ -49,15 +49,17 @@ class VQGANDecoder(nn.Module):
             num_res_blocks=layers["num_res_blocks"],
             out_channels=layers["out_ch"],
         )
-        self.quantize = nn.ModuleDict(
-            {"embedding": nn.Embedding(options["n_embed"], options["embed_dim"])}
-        )
-        self.post_quant_conv = nn.Conv2d(options["embed_dim"], layers["z_channels"], 1)
-        self.decoder = JanusVQVAEDecoder(config)
-        for level in self.decoder.up:  # Janus attends at the lowest resolution
-            del level.attn
-        self.num_codes: int = options["n_embed"]
+        self.num_codes = num_codes
         self.factor: int = 2 ** (len(layers["ch_mult"]) - 1)
+        lowest, attended = layers["resolution"] // self.factor, list(layers["attn_resolutions"])
+        if attended not in ([], [lowest]):
+            raise ValueError(f"attn_resolutions is {attended}, supported is [] or [{lowest}]")
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(num_codes, embed_dim)})
+        self.post_quant_conv = nn.Conv2d(embed_dim, layers["z_channels"], 1)
+        self.decoder = JanusVQVAEDecoder(config)
+        if not attended:
+            self.decoder.up[0].attn = nn.ModuleList()
+        self.decoder.up = self.decoder.up[::-1]  # Janus' first level is the coarsest
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels float32 ``[B, 3, H, W]`` in about [-1, 1] of int64 ``[B, rows, columns]``."""
@@ -67,31 +69,33 @@ class VQGANDecoder(nn.Module):
     @property
     def tail(self) -> Tail:
         """What comes behind the lowest resolution; it may be run in tiles."""
-        modules = [*self.decoder.up[1:], self.decoder.norm_out]
+        modules = [*self.decoder.up[:-1], self.decoder.norm_out]
         return Tail.of(self._tail, modules, self.decoder.num_res_blocks + 1)
 
     def _head(self, codes: torch.Tensor) -> torch.Tensor:
         """As ``JanusVQVAEDecoder`` begins: the middle, which attends, and the first level."""
         latents = self.quantize["embedding"](codes).permute(0, 3, 1, 2)
         states = self.decoder.mid(self.decoder.conv_in(self.post_quant_conv(latents)))
-        return self._level(0, states)
+        return self._level(-1, states)
 
     def _tail(self, states: torch.Tensor) -> torch.Tensor:
         """As it ends: the other levels."""
-        for level in range(1, len(self.decoder.up)):
-            states = self._level(level, states)
+        for number in reversed(range(len(self.decoder.up) - 1)):
+            states = self._level(number, states)
         pixels: torch.Tensor = self.decoder.conv_out(functional.silu(self.decoder.norm_out(states)))
         return pixels
 
     def _level(self, number: int, states: torch.Tensor) -> torch.Tensor:
         level = self.decoder.up[number]
-        for block in level.block:
+        for place, block in enumerate(level.block):
             states = block(states)
+            if level.attn:
+                states = level.attn[place](states)
         return level.upsample(states) if hasattr(level, "upsample") else states
 
 
 def load_vqgan(options: Path, weights: Path, device: torch.device) -> VQGANDecoder:
-    """The decoder of ``vqgan.yaml`` with the weights of ``vqgan.ckpt``, in float32, for inference.
+    """Chameleon's decoder, in float32 and for inference: ``vqgan.yaml`` with ``vqgan.ckpt``.
 
     Args:
         options: The YAML file.
@@ -103,7 +107,8 @@ def load_vqgan(options: Path, weights: Path, device: torch.device) -> VQGANDecod
     """
     try:
         with torch.device("meta"):
-            decoder = VQGANDecoder(yaml.safe_load(options.read_text())["model"]["params"])
+            params = yaml.safe_load(options.read_text())["model"]["params"]
+            decoder = VQGANDecoder(params["ddconfig"], params["n_embed"], params["embed_dim"])
     except KeyError as error:
         raise ValueError(f"{options.name} lacks {error.args[0]}") from None
     except (yaml.YAMLError, StrictDataclassError, TypeError, ValueError) as error:
@@ -114,22 +119,13 @@ def load_vqgan(options: Path, weights: Path, device: torch.device) -> VQGANDecod
         raise ValueError(f"{weights.name} is damaged ({' '.join(str(error).split())})") from None
     kept = {}
     for name, needed in decoder.state_dict().items():
-        written = _on_disk(name, len(decoder.decoder.up))
-        if written not in found:
-            raise ValueError(f"{weights.name}: tensor {written} is missing")
-        if found[written].shape != needed.shape:
+        if name not in found:
+            raise ValueError(f"{weights.name}: tensor {name} is missing")
+        if found[name].shape != needed.shape:
             raise ValueError(
-                f"{weights.name}: tensor {written} has shape {list(found[written].shape)}, "
+                f"{weights.name}: tensor {name} has shape {list(found[name].shape)}, "
                 f"needed is {list(needed.shape)}"
             )
-        kept[name] = found[written].to(device, torch.float32)
+        kept[name] = found[name].to(device, torch.float32)
     decoder.load_state_dict(kept, assign=True)
     return decoder.eval().requires_grad_(False)
-
-
-def _on_disk(name: str, levels: int) -> str:
-    """A tensor's name in the file: taming's level 0 is the finest, Janus' the coarsest."""
-    if not name.startswith(LEVEL):
-        return name
-    level, _, rest = name.removeprefix(LEVEL).partition(".")
-    return f"{LEVEL}{levels - 1 - int(level)}.{rest}"

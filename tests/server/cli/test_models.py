@@ -8,6 +8,7 @@ import pytest
 
 from server.cli import check, convert, models
 from tests.checkpoints.emu3 import make_emu3
+from tests.checkpoints.emu35 import make_emu35
 from zipar_vllm.models import DEMO_PATH
 
 
@@ -35,6 +36,22 @@ def test_a_models_sizes_steps_and_memory(path: Path, capsys: pytest.CaptureFixtu
     megabytes = round(2 * 2 * 16 * 4 * 2 * (64 + 72) / 2**20)
     assert default.split() == ["64x64", "8", "x", "8", "57", "64", str(megabytes), "MiB"]
     assert len(others) == 6
+
+
+def test_a_model_type_that_transformers_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Emu3.5's; its widths are read all the same."""
+    make_emu35(tmp_path / "model", side=64)
+    models.main([str(tmp_path / "model")])
+    _, defaults, _, default, *others = capsys.readouterr().out.splitlines()
+    assert defaults == "  guidance_scale 5, temperature 1, top_k 5120, top_p 1, window 5"
+    # Keys and values, 2 layers, 2 heads of 8 numbers of 4 bytes; 2 lanes of 64 + 4160 tokens.
+    megabytes = round(2 * 2 * 2 * 8 * 4 * 2 * (64 + 4160) / 2**20)
+    assert default.split()[-4:] == ["379", "4096", str(megabytes), "MiB"]
+    assert len(others) == 7
+    check.main([str(tmp_path / "model")])
+    assert capsys.readouterr().out.endswith(": a complete checkpoint of emu3.5\n")
 
 
 def test_the_embedded_model_is_complete(capsys: pytest.CaptureFixture[str]) -> None:

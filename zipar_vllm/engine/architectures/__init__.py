@@ -1,6 +1,7 @@
 """Model classes that vLLM lacks, one file each; imported where such a model is loaded."""
 
 ARCHITECTURES = {
+    "Emu3ForCausalLM": f"{__name__}.emu35:Emu35ForImageGeneration",
     "Emu3ForConditionalGeneration": f"{__name__}.emu3:Emu3ForImageGeneration",
     "JanusForConditionalGeneration": f"{__name__}.janus:JanusForImageGeneration",
     "LlamaGenForImageGeneration": f"{__name__}.llamagen:LlamaGenForImageGeneration",

@@ -6,7 +6,6 @@ version, which stored one norm for all heads of a shard of the training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,20 +17,14 @@ from zipar_vllm.models.lumina import image_ids
 from ..vllm_models import (
     LlamaAttention,
     LlamaDecoderLayer,
-    LlamaForCausalLM,
     LlamaModel,
-    LogitsProcessor,
-    ParallelLMHead,
-    SupportsQuant,
     VllmConfig,
     get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     maybe_prefix,
 )
+from .image_head import ImageHeadModel
 
-BODY = "model."
-HEAD = "lm_head.weight"
-ENCODER = "model.vqmodel."
 EPSILON = 1e-5
 
 
@@ -90,57 +83,16 @@ class LuminaDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         super().__init__(vllm_config, prefix, attn_layer_type=LuminaAttention)
 
 
-class LuminaForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
+class LuminaForImageGeneration(ImageHeadModel):
     """Lumina-mGPT with an eighth of its head: the 8,192 image tokens of 65,536."""
 
-    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
+    LEFT_OUT = ("model.vqmodel.",)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__()
         config = vllm_config.model_config.hf_config
-        self.model = LlamaModel(
+        body = LlamaModel(
             vllm_config=vllm_config,
             prefix=maybe_prefix(prefix, "model"),
             layer_type=LuminaDecoderLayer,
         )
-        ids = image_ids(config.vocabulary_map)
-        self._image = slice(ids.start, ids.stop)
-        self.lm_head = ParallelLMHead(
-            len(ids), config.hidden_size, prefix=maybe_prefix(prefix, "lm_head")
-        )
-        self.logits_processor = LogitsProcessor(len(ids))
-
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Input embeddings of text and image tokens."""
-        return self.model.embed_input_ids(input_ids)  # type: ignore[no-any-return]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states, ``[n, hidden]``."""
-        return self.model(  # type: ignore[no-any-return]
-            input_ids, positions, intermediate_tensors, inputs_embeds
-        )
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logits by code, ``[n, num_codes]``; on the first rank."""
-        logits: torch.Tensor | None = self.logits_processor(self.lm_head, hidden_states)
-        return logits
-
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint's tensors; an image encoder's are left out."""
-
-        def body() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in weights:
-                if name == HEAD:
-                    weight = self.lm_head.weight
-                    weight.weight_loader(weight, tensor[self._image])
-                elif not name.startswith(ENCODER):
-                    yield name.removeprefix(BODY), tensor
-
-        loaded = {BODY + name for name in self.model.load_weights(body())}
-        return loaded | {HEAD}
+        super().__init__(body, config.hidden_size, image_ids(config.vocabulary_map), prefix)
