@@ -15,8 +15,8 @@ from functools import lru_cache
 
 NUMBERS = (0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64)
 """The numbers of steps to choose from."""
-GAIN = 1.05
-"""How much faster drafts have to be; less is lost in keeping count of them."""
+GAIN = 1.15
+"""How much faster drafts have to be: what a pass costs is known to some percent only."""
 FAULT = 0.3
 """How often a draft for the very next step is wrong, before anything is known."""
 RIPENING = 0.4
