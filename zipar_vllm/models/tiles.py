@@ -62,7 +62,8 @@ def render(decoder: PixelDecoder, codes: torch.Tensor) -> torch.Tensor:
         uint8 ``[B, H, W, 3]``.
     """
     pixels = codes[0].numel() * decoder.factor**2
-    parts = codes.split(max(BATCH_PIXELS // pixels, 1))
+    size = max(BATCH_PIXELS // pixels, 1)
+    parts = (codes[first : first + size] for first in range(0, len(codes), size))
     return torch.cat([to_bytes(decoder(part)) for part in parts])
 
 
@@ -117,7 +118,7 @@ class Tail:
             except torch.OutOfMemoryError:
                 pass  # its traceback, which holds on to memory, ends here
         if len(inputs[0]) > 1:
-            each = zip(*(batch.split(1) for batch in inputs), strict=True)
+            each = ([batch[i : i + 1] for batch in inputs] for i in range(len(inputs[0])))
             return torch.cat([self(*one, rows=rows, columns=columns) for one in each])
         return self.in_tiles(*inputs, rows=rows, columns=columns)
 
