@@ -66,6 +66,7 @@ def make_emu3(path: Path, *, side: int = 8) -> None:
                 weight.normal_(std=2.0 / weight.shape[1] ** 0.5)
         model.get_input_embeddings().weight.normal_()
         model.model.vqmodel.quantize.embedding.weight.normal_()
+        model.model.vqmodel.decoder.conv_out.weight.mul_(0.2)  # most shades within [-1, 1]
     model.save_pretrained(path)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
     contents = json.loads((path / "config.json").read_text())

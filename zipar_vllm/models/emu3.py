@@ -16,11 +16,12 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
-from .base import ImageModelSpec, Prompts, to_bytes
+from .base import ImageModelSpec, Prompts
 from .checkpoint import SAME_SOURCE, Checkpoint
 from .emu3_pixels import FirstFrameDecoder
 from .emu3_tokens import BEGIN, BEGIN_OF_IMAGE, IMAGE, ROW_TERMINATOR, VISUAL, begin_picture
 from .sizes import AnySizes
+from .tiles import render
 
 QUALITY = " masterpiece, film grained, best quality."
 NEGATIVE = (
@@ -107,9 +108,7 @@ class Emu3Model:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        # One by one, as the authors do: a picture's activations take gigabytes.
-        pictures = [self._decoder(one[None]) for one in codes.to(self._device)]
-        return to_bytes(torch.cat(pictures))
+        return render(self._decoder, codes.to(self._device))
 
     def _encode(self, text: str, grid: Grid) -> list[int]:
         prompt = f"{BEGIN}{text}{begin_picture(grid)}"

@@ -20,7 +20,7 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
-from .base import ImageModelSpec, Prompts, to_bytes
+from .base import ImageModelSpec, Prompts
 from .checkpoint import SAME_SOURCE, Checkpoint
 from .emu3_tokens import (
     BEGIN,
@@ -34,6 +34,7 @@ from .emu3_tokens import (
     vision_tokenizer,
 )
 from .sizes import AnySizes
+from .tiles import render
 from .vqgan import VQGANDecoder
 
 ASSISTANT = "You are a helpful assistant"
@@ -156,8 +157,7 @@ class Emu35Model:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        # One by one, as the authors do: a picture's activations take gigabytes.
-        return to_bytes(torch.cat([self._decoder(one[None]) for one in codes.to(self._device)]))
+        return render(self._decoder, codes.to(self._device))
 
     def _encode(self, prompt: str, grid: Grid) -> list[int]:
         prompt += begin_picture(grid)

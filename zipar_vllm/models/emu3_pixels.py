@@ -20,10 +20,14 @@ class FirstFrameDecoder:
 
     Args:
         model: transformers' ``Emu3VQVAE``.
+
+    Attributes:
+        factor: Pixels per token, each way.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.factor: int = model.spatial_scale_factor
 
     def __call__(self, codes: torch.Tensor) -> torch.Tensor:
         """Pixels float32 ``[B, 3, H, W]`` in about [-1, 1] of int64 ``[B, rows, columns]``."""
@@ -35,7 +39,7 @@ class FirstFrameDecoder:
         """What comes behind the lowest resolution; it may be run in tiles."""
         decoder = self._model.decoder
         modules = [*decoder.up_block.up[:-1], decoder.norm_out]
-        return Tail.of(self._tail, modules, decoder.up_block.num_res_blocks + 1)
+        return Tail.of(self._tail, modules, decoder.up_block.num_res_blocks + 1, self.factor)
 
     def _head(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The temporal part, the middle and the lowest level, which attend.

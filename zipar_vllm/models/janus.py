@@ -15,9 +15,11 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
-from .base import ImageModelSpec, Prompts, to_bytes
+from .base import ImageModelSpec, Prompts
 from .checkpoint import SAME_SOURCE, Checkpoint
 from .sizes import FixedSizes
+from .tiles import render
+from .vqgan import JanusVQDecoder
 
 TEMPLATE = "<|User|>: {text}\n\n<|Assistant|>:<begin_of_image>"
 BEGIN = "<｜begin▁of▁sentence｜>"  # noqa: RUF001 (the token's own characters)
@@ -49,8 +51,7 @@ class JanusModel:
                     if not name.startswith(NOT_NEEDED)
                 }
             )
-        self._decoder = whole.model.vqmodel
-        del self._decoder.encoder, self._decoder.quant_conv
+        self._decoder = checkpoint.build(JanusVQDecoder, config.vq_config)
         checkpoint.load(self._decoder, "model.vqmodel.", device)
         self._device = device
 
@@ -96,7 +97,7 @@ class JanusModel:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        return to_bytes(self._decoder.decode(codes.flatten(1).to(self._device)))
+        return render(self._decoder, codes.to(self._device))
 
     def _encode(self, text: str) -> list[int]:
         prompt = TEMPLATE.format(text=text.strip())

@@ -12,16 +12,18 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from transformers import JanusVQVAE, JanusVQVAEConfig, LlamaConfig, LlamaModel
+from transformers import JanusVQVAEConfig, LlamaConfig, LlamaModel
 
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.errors import InvalidOptionError
 from zipar_vllm.params import ImageOptions
 
-from .base import ImageModelSpec, Prompts, to_bytes
+from .base import ImageModelSpec, Prompts
 from .checkpoint import CONFIG, Checkpoint
 from .sizes import FixedSizes
+from .tiles import render
+from .vqgan import JanusVQDecoder
 
 PIXELS = "vq"
 """Folder of the pixel decoder."""
@@ -48,18 +50,14 @@ class LlamaGenPictures:
             head = torch.Size([config.num_codes, config.hidden_size])
             checkpoint.check({**shapes, "lm_head.weight": head})
         pixels = checkpoint.part(PIXELS)
-        vq_config = pixels.parse_config(JanusVQVAEConfig)
-        # Its decoder takes squares alone, of the side that it was built for.
-        vq_config.num_patches = config.grid_side
-        self._decoder = pixels.build(JanusVQVAE, vq_config)
-        del self._decoder.encoder, self._decoder.quant_conv
+        self._decoder = pixels.build(JanusVQDecoder, pixels.parse_config(JanusVQVAEConfig))
         pixels.load(self._decoder, "", device)
         self._device = device
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        return to_bytes(self._decoder.decode(codes.flatten(1).to(self._device)))
+        return render(self._decoder, codes.to(self._device))
 
 
 class LlamaGenModel(LlamaGenPictures):

@@ -24,9 +24,10 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.params import ImageOptions
 
-from .base import ImageModelSpec, Prompts, to_bytes
+from .base import ImageModelSpec, Prompts
 from .checkpoint import SAME_SOURCE, Checkpoint
 from .sizes import FixedSizes
+from .tiles import render
 from .vqgan import VQGANDecoder, load_vqgan
 
 TEMPLATE = "Generate an image of {size} according to the following prompt:\n{text}{end}"
@@ -166,8 +167,7 @@ class LuminaModel:
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Render pictures: int64 ``[B, rows, columns]`` to uint8 ``[B, H, W, 3]``."""
-        # One by one, as the authors do: a picture's activations take gigabytes.
-        return to_bytes(torch.cat([self._decoder(one[None]) for one in codes.to(self._device)]))
+        return render(self._decoder, codes.to(self._device))
 
     def _encode(self, text: str, grid: Grid) -> list[int]:
         size = f"{grid.columns * self._factor}x{grid.rows * self._factor}"

@@ -1,4 +1,4 @@
-"""Render a picture in tiles, where the whole does not fit in the device's memory.
+"""Render pictures in batches, and in tiles where the whole would not fit in the device's memory.
 
 A VQ decoder attends at its lowest resolution alone, which takes little memory and is computed
 whole (its *head*). What comes behind it (its *tail*) has convolutions, which a tile with a margin
@@ -14,12 +14,57 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from .base import to_bytes
+
 TILE = 32
 """Tokens of a tile each way, its margin left out."""
+
+WHOLE_PIXELS = 1 << 20
+"""A picture of more pixels is rendered in tiles from the start.
+
+So many have the largest published ones, of 1024 x 1024. Whole, at the published widths, they take
+2 GiB of activations where the decoder is a VQGAN, and would take 10 GiB where it is Emu3's.
+"""
+BATCH_PIXELS = WHOLE_PIXELS // 2
+"""Pixels of pictures that are rendered at once: one of Emu3's, three of 384 x 384.
+
+More at once take more memory, and are no faster on a CPU.
+"""
+
+
+class PixelDecoder(Protocol):
+    """From codes to pixels.
+
+    Attributes:
+        factor: Pixels per token, each way.
+    """
+
+    factor: int
+
+    def __call__(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pixels ``[B, 3, H, W]`` in about [-1, 1] of int64 ``[B, rows, columns]``."""
+        ...
+
+
+def render(decoder: PixelDecoder, codes: torch.Tensor) -> torch.Tensor:
+    """Render pictures, as many at once as have :data:`BATCH_PIXELS`, one at least.
+
+    Args:
+        decoder: Makes pixels of codes.
+        codes: int64 ``[B, rows, columns]``, on its device.
+
+    Returns:
+        uint8 ``[B, H, W, 3]``.
+    """
+    pixels = codes[0].numel() * decoder.factor**2
+    size = max(BATCH_PIXELS // pixels, 1)
+    parts = (codes[first : first + size] for first in range(0, len(codes), size))
+    return torch.cat([to_bytes(decoder(part)) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +76,21 @@ class Tail:
             of its own, to pixels ``[B, 3, H, W]``; without attention.
         norms: Its group norms.
         margin: Tokens that a pixel depends on, each way.
+        factor: Pixels per token, each way.
     """
 
     run: Callable[..., torch.Tensor]
     norms: Sequence[nn.GroupNorm]
     margin: int
+    factor: int
 
     @classmethod
     def of(
-        cls, run: Callable[..., torch.Tensor], modules: Sequence[nn.Module], blocks: int
+        cls,
+        run: Callable[..., torch.Tensor],
+        modules: Sequence[nn.Module],
+        blocks: int,
+        factor: int,
     ) -> Tail:
         """That of a decoder that doubles its resolution from level to level.
 
@@ -48,6 +99,7 @@ class Tail:
             modules: Where its norms are.
             blocks: Residual blocks per level, of two 3 x 3 convolutions each; one more comes behind
                 the last of a level.
+            factor: As above.
         """
         norms = [
             found
@@ -56,14 +108,18 @@ class Tail:
             if isinstance(found, nn.GroupNorm)
         ]
         # A convolution reaches half a token on the first level, a quarter on the second, ...
-        return cls(run, norms, 2 * blocks + 2)
+        return cls(run, norms, 2 * blocks + 2, factor)
 
     def __call__(self, *inputs: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Pixels, computed whole if the device's memory allows."""
-        try:
-            return self.run(*inputs)
-        except torch.OutOfMemoryError:
-            pass  # its traceback, which holds on to memory, ends here
+        """Pixels, computed whole up to a size (:data:`WHOLE_PIXELS`), if memory allows."""
+        if rows * columns * self.factor**2 <= WHOLE_PIXELS:
+            try:
+                return self.run(*inputs)
+            except torch.OutOfMemoryError:
+                pass  # its traceback, which holds on to memory, ends here
+        if len(inputs[0]) > 1:
+            each = ([batch[i : i + 1] for batch in inputs] for i in range(len(inputs[0])))
+            return torch.cat([self(*one, rows=rows, columns=columns) for one in each])
         return self.in_tiles(*inputs, rows=rows, columns=columns)
 
     def in_tiles(
