@@ -1,4 +1,4 @@
-"""Bring host arrays to a device without waiting for it."""
+"""Bring arrays to a device without waiting for it, and back."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ def to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
     if kind == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A device's tensor on the host, which waits until it is there.
+
+    CUDA is waited for by an event: up to this copy, and not for what is launched after it.
+    """
+    copied = tensor.to("cpu", non_blocking=True)
+    if tensor.device.type == "cuda":
+        event = torch.cuda.Event()
+        event.record()
+        event.synchronize()
+    return copied

@@ -5,6 +5,8 @@ cut is found by bisection: of the numbers that float32 has, which is the highest
 or logits of enough probability, reach. So nothing is sorted, and of equal logits those of the
 lowest codes are kept.
 
+Drafts are verified on the way, as :mod:`.adaptive_window` and :mod:`.drafted_window` say.
+
 Tokens are those of :mod:`zipar_vllm.core.sampling`, which says what each option means: every sum,
 product and quotient is rounded as there, the noise has the same bits, and probabilities are added
 up as integers. Logarithms and exponentials are CUDA's, as torch's are on such a device; a CPU's may
@@ -25,14 +27,15 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from zipar_vllm.core import sampling
+from zipar_vllm.core import noise, sampling
 
 from .triton_cuts import ALL, cut
-from .triton_noise import gumbel_noise, hash_position
+from .triton_noise import gumbel_noise, hash_position, random_bits, uniform
 
 MAX_BLOCK = 8192
 """Codes that a program works on at a time."""
 
+ATTEMPT_SHIFT = tl.constexpr(noise.ATTEMPT_SHIFT)
 LEAST_TEMPERATURE = tl.constexpr(sampling.LEAST_TEMPERATURE)
 
 
@@ -66,14 +69,36 @@ class SampleColumns:
     min_p: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class DraftColumns:
+    """The drafts among what is sampled, on the device: one entry per token, draft or not.
+
+    Attributes:
+        compared: int64 ``[n]``, the ids that drafts are compared with.
+        attempts: Integer ``[n]``, how often a token that rejection sampling decides on was drawn
+            before; below 0 where none does.
+        predictions: float32 ``[images, num_codes]``, contiguous: the distribution that each image's
+            last such token was drawn from, and is after this step.
+        image_tokens: Tokens of an image in the table.
+        verdicts: int8 ``[n]`` or more, written: 1 where a token is the one it is compared with.
+    """
+
+    compared: torch.Tensor
+    attempts: torch.Tensor
+    predictions: torch.Tensor
+    image_tokens: int
+    verdicts: torch.Tensor
+
+
 def sample(
     logits: torch.Tensor,
     columns: SampleColumns,
     tokens: torch.Tensor,
     first_id: int,
     scores: torch.Tensor | None = None,
+    drafts: DraftColumns | None = None,
 ) -> None:
-    """Draw the tokens and write their ids into the table; with ``scores``, these too.
+    """Draw the tokens, verify the drafts among them, and write their ids into the table.
 
     Args:
         logits: float32, bfloat16 or float16 ``[rows, num_codes]``; codes lie side by side.
@@ -82,6 +107,7 @@ def sample(
         first_id: Id of code 0.
         scores: float32 ``[tokens, 2]``, log-probability and rank of each of the table's tokens, as
             :func:`~zipar_vllm.decoding.sampler.score` has them; contiguous. None if nobody asks.
+        drafts: None if there are none.
     """
     num_codes = logits.shape[1]
     block = min(triton.next_power_of_2(num_codes), MAX_BLOCK)
@@ -103,10 +129,16 @@ def sample(
         columns.top_k,
         columns.top_p,
         columns.min_p,
+        tokens if drafts is None else drafts.compared,
+        tokens if drafts is None else drafts.attempts,
+        logits if drafts is None else drafts.predictions,
+        tokens if drafts is None else drafts.verdicts,
         logits.stride(0),
         num_codes,
         first_id,
+        1 if drafts is None else drafts.image_tokens,
         SCORED=scores is not None,
+        DRAFTED=drafts is not None,
         BLOCK=block,
         num_warps=max(4, block // 256),
         enable_fp_fusion=False,  # torch rounds products before it adds to them
@@ -138,10 +170,16 @@ def sample_tokens(
     top_ks,
     top_ps,
     min_ps,
+    compared_ids,
+    attempts,
+    predictions,
+    verdicts,
     stride,
     num_codes,
     first_id,
+    image_tokens,
     SCORED: tl.constexpr,
+    DRAFTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Take entries in turn until none is left."""
@@ -154,6 +192,11 @@ def sample_tokens(
         place = tl.load(places + entry).to(tl.int64)
         is_given = tl.load(givens + entry) != 0
         is_greedy = temperature < LEAST_TEMPERATURE
+        attempt = tl.full([], -1, tl.int64)
+        compared = tl.full([], 0, tl.int32)
+        if DRAFTED:
+            attempt = tl.load(attempts + entry).to(tl.int64)
+            compared = (tl.load(compared_ids + entry) - first_id).to(tl.int32)
         peak, highest, code = _scale(
             row,
             logits + unconditional * stride,
@@ -177,9 +220,28 @@ def sample_tokens(
                 num_codes,
                 BLOCK,
             )
-            hashes = hash_position(tl.load(seeds + entry), tl.load(positions + entry))
-            code = _draw(scaled, threshold, quota, hashes, num_codes, BLOCK)
+            seed = tl.load(seeds + entry)
+            position = tl.load(positions + entry)
+            if attempt < 1:
+                hashes = hash_position(seed, position)
+                code = _draw(scaled, threshold, quota, hashes, num_codes, BLOCK)
+            if DRAFTED:  # noqa: SIM102  (known when it is compiled)
+                if attempt >= 0:
+                    kept = _verify(
+                        scaled,
+                        threshold,
+                        quota,
+                        highest,
+                        predictions + place // image_tokens * num_codes,
+                        hash_position(seed, position + (attempt << ATTEMPT_SHIFT)),
+                        compared,
+                        num_codes,
+                        BLOCK,
+                    )
+                    code = tl.where(attempt > 0, kept, code)
         tl.store(tokens + place, code.to(tl.int64) + first_id)
+        if DRAFTED:
+            tl.store(verdicts + entry, (code == compared).to(tl.int8))
         if SCORED:
             logprob, rank = _score(
                 row,
@@ -253,17 +315,73 @@ def _draw(scaled, threshold, quota, hashes, num_codes, BLOCK: tl.constexpr):
     equal_before = 0
     for start in range(0, num_codes, BLOCK):
         code = start + column
-        value = tl.load(scaled + code, mask=code < num_codes, other=float("-inf"))
-        kept = value >= threshold
-        if quota < ALL:
-            equal = (value == threshold).to(tl.int32)
-            place = equal_before + tl.cumsum(equal, 0)
-            kept &= (equal == 0) | (place <= quota)
-            equal_before += tl.sum(equal, 0)
-        value = tl.where(kept, value + gumbel_noise(hashes, code), float("-inf"))
+        value, equal_before = _keep(scaled, code, threshold, quota, equal_before, num_codes)
+        value += gumbel_noise(hashes, code)
         best = tl.where(value > highest, code, best)
         highest = tl.maximum(highest, value)
     return _first(highest, best, num_codes)
+
+
+@triton.jit
+def _keep(scaled, code, threshold, quota, equal_before, num_codes):
+    """Some codes' values, -inf for those that are cut; how many up to them equal the threshold."""
+    value = tl.load(scaled + code, mask=code < num_codes, other=float("-inf"))
+    kept = value >= threshold
+    if quota < ALL:
+        equal = (value == threshold).to(tl.int32)
+        place = equal_before + tl.cumsum(equal, 0)
+        kept &= (equal == 0) | (place <= quota)
+        equal_before += tl.sum(equal, 0)
+    return tl.where(kept, value, float("-inf")), equal_before
+
+
+@triton.jit
+def _verify(
+    scaled,
+    threshold,
+    quota,
+    highest,
+    prediction,
+    hashes,
+    compared,
+    num_codes,
+    BLOCK: tl.constexpr,
+):
+    """Rejection sampling: the code that is compared with, or another that is likelier than before.
+
+    The distribution takes the place of the previous prediction, its weights that of the logits.
+    """
+    column = tl.arange(0, BLOCK)
+    totals = tl.zeros([BLOCK], tl.float32)
+    equal_before = 0
+    for start in range(0, num_codes, BLOCK):
+        code = start + column
+        value, equal_before = _keep(scaled, code, threshold, quota, equal_before, num_codes)
+        weight = libdevice.exp(value - highest)
+        tl.store(scaled + code, weight, mask=code < num_codes)
+        totals += weight
+    total = tl.sum(totals, 0)
+    tl.debug_barrier()
+    is_code = (compared >= 0) & (compared < num_codes)  # else there was no attempt before
+    new = tl.div_rn(tl.load(scaled + compared, mask=is_code, other=0.0), total)
+    old = tl.load(prediction + compared, mask=is_code, other=0.0)
+    tl.debug_barrier()
+    likeliest = tl.full([BLOCK], float("-inf"), tl.float32)
+    best = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, num_codes, BLOCK):
+        code = start + column
+        inside = code < num_codes
+        probability = tl.div_rn(tl.load(scaled + code, mask=inside, other=0.0), total)
+        more = probability - tl.load(prediction + code, mask=inside, other=0.0)
+        tl.debug_barrier()  # read before it is written
+        tl.store(prediction + code, probability, mask=inside)
+        value = libdevice.log(tl.maximum(more, 0.0)) + gumbel_noise(hashes, code)
+        best = tl.where(value > likeliest, code, best)
+        likeliest = tl.maximum(likeliest, value)
+    share = uniform(random_bits(hashes, tl.full([], -1, tl.int32)))
+    # Where nothing became likelier the distributions are equal, up to rounding.
+    is_kept = (share * old <= new) | (tl.max(likeliest, 0) == float("-inf"))
+    return tl.where(is_kept, compared, _first(likeliest, best, num_codes))
 
 
 @triton.jit
