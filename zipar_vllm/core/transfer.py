@@ -30,7 +30,8 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """
     copied = tensor.to("cpu", non_blocking=True)
     if tensor.device.type == "cuda":
-        event = torch.cuda.Event()
+        make_event: Any = torch.cuda.Event
+        event = make_event()
         event.record()
         event.synchronize()
     return copied
