@@ -72,16 +72,24 @@ class Decoder:
         self.traffic.waits += 1
         return to_host(verdicts).zero_()
 
-    def add(self, image: PreparedImage) -> None:
+    def add(self, image: PreparedImage, embedded: bool = False) -> tuple[int, int, int]:
+        """Copies in, waits and launches of its arrival."""
         prompts, name = image.prompts, str(len(self._names))
         lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
         job = ImageJob(image.grid, image.params, lanes)
         blocks = list(range(job.num_blocks(16)))
-        self._decoder.add(name, job, [*prompts.conditional, *prompts.unconditional], blocks)
+        embeddings = torch.ones(sum(lanes), 8) if embedded else None
+        self.traffic.reset()
+        with self.traffic:
+            self._decoder.add(
+                name, job, [*prompts.conditional, *prompts.unconditional], blocks, embeddings
+            )
+        arrival = (self.traffic.copies_in, self.traffic.waits, self.traffic.launches)
         self._decoder.step({name: sum(lanes)}, Model())
         self._names.append(name)
         if image.params.drafts:
             self._drafts[name] = 2
+        return arrival
 
     def steps(self, number: int) -> list[tuple[int, int, int, int]]:
         """Copies in, copies out, waits and launches of each step."""
@@ -128,3 +136,12 @@ def test_a_step_of_drafts(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> 
     assert set(images.steps(6)) == {(1, 1, 1, 4)}
     images.add(make_image(terminated, window=2, policy=ADAPTIVE))
     assert set(images.steps(3)) == {(1, 1, 1, 5)}
+
+
+@TERMINATED
+def test_an_arriving_image(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
+    """One copy in for tokens, orders and blocks of both lanes; one more for embeddings."""
+    images = Decoder(monkeypatch, terminated)
+    assert images.add(make_image(terminated, window=4, **GUIDED)) == (1, 0, 3)
+    assert images.add(make_image(terminated, policy=ADAPTIVE)) == (1, 0, 3)
+    assert images.add(make_image(terminated), embedded=True) == (2, 0, 3)

@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 
-def to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """A host array as a tensor on a device.
+def to_device(array: NDArray[Any] | torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A host array, or tensor, as a tensor on a device.
 
     CUDA copies behind the host's back from page-locked memory only, so the array is copied there
     first; torch keeps that memory until the copy is done. On a CPU the memory is shared.
     """
-    tensor = torch.from_numpy(array)
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
     kind = torch.device(device).type
     if kind == "cpu":
         return tensor
