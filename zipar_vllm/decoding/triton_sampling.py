@@ -27,15 +27,13 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from zipar_vllm.core import noise, sampling
+from zipar_vllm.core import sampling
 
-from .triton_cuts import ALL, cut
-from .triton_noise import gumbel_noise, hash_position, random_bits, uniform
+from .triton_draws import draw, first
 
 MAX_BLOCK = 8192
 """Codes that a program works on at a time."""
 
-ATTEMPT_SHIFT = tl.constexpr(noise.ATTEMPT_SHIFT)
 LEAST_TEMPERATURE = tl.constexpr(sampling.LEAST_TEMPERATURE)
 
 
@@ -187,6 +185,7 @@ def sample_tokens(
     for entry in range(tl.program_id(0), tl.load(counts), tl.num_programs(0)):
         row = logits + tl.load(conditionals + entry).to(tl.int64) * stride
         unconditional = tl.load(unconditionals + entry).to(tl.int64)
+        other, is_guided = logits + unconditional * stride, unconditional >= 0
         guidance = tl.load(guidance_scales + entry)
         temperature = tl.load(temperatures + entry)
         place = tl.load(places + entry).to(tl.int64)
@@ -197,64 +196,35 @@ def sample_tokens(
         if DRAFTED:
             attempt = tl.load(attempts + entry).to(tl.int64)
             compared = (tl.load(compared_ids + entry) - first_id).to(tl.int32)
+        divisor = tl.where(is_greedy, 1.0, temperature)
         peak, highest, code = _scale(
-            row,
-            logits + unconditional * stride,
-            unconditional >= 0,
-            guidance,
-            tl.where(is_greedy, 1.0, temperature),
-            scaled,
-            num_codes,
-            BLOCK,
+            row, other, is_guided, guidance, divisor, scaled, num_codes, BLOCK
         )
         tl.debug_barrier()  # what one thread has written others read
         if is_given:
             code = (tl.load(tokens + place) - first_id).to(tl.int32)
         elif not is_greedy:
-            threshold, quota = cut(
+            code = draw(
                 scaled,
                 highest,
                 tl.load(top_ks + entry),
                 tl.load(top_ps + entry),
                 tl.load(min_ps + entry),
+                tl.load(seeds + entry),
+                tl.load(positions + entry),
+                attempt,
+                compared,
+                predictions + place // image_tokens * num_codes,
                 num_codes,
+                DRAFTED,
                 BLOCK,
             )
-            seed = tl.load(seeds + entry)
-            position = tl.load(positions + entry)
-            if attempt < 1:
-                hashes = hash_position(seed, position)
-                code = _draw(scaled, threshold, quota, hashes, num_codes, BLOCK)
-            if DRAFTED:  # noqa: SIM102  (known when it is compiled)
-                if attempt >= 0:
-                    kept = _verify(
-                        scaled,
-                        threshold,
-                        quota,
-                        highest,
-                        predictions + place // image_tokens * num_codes,
-                        hash_position(seed, position + (attempt << ATTEMPT_SHIFT)),
-                        compared,
-                        num_codes,
-                        BLOCK,
-                    )
-                    code = tl.where(attempt > 0, kept, code)
         tl.store(tokens + place, code.to(tl.int64) + first_id)
         if DRAFTED:
             tl.store(verdicts + entry, (code == compared).to(tl.int8))
         if SCORED:
-            logprob, rank = _score(
-                row,
-                logits + unconditional * stride,
-                unconditional >= 0,
-                guidance,
-                code,
-                peak,
-                num_codes,
-                BLOCK,
-            )
-            tl.store(scores + 2 * place, logprob)
-            tl.store(scores + 2 * place + 1, rank)
+            score = scores + 2 * place
+            _score(row, other, is_guided, guidance, code, peak, score, num_codes, BLOCK)
         tl.debug_barrier()
 
 
@@ -296,97 +266,14 @@ def _scale(
         peaks = tl.maximum(peaks, logit)
         best = tl.where(value > highest, code, best)
         highest = tl.maximum(highest, value)
-    return tl.max(peaks, 0), tl.max(highest, 0), _first(highest, best, num_codes)
+    return tl.max(peaks, 0), tl.max(highest, 0), first(highest, best, num_codes)
 
 
 @triton.jit
-def _first(values, codes, num_codes):
-    """Of the codes of the highest value, the lowest."""
-    equal = tl.where(values == tl.max(values, 0), codes, num_codes - 1)
-    return tl.min(equal, 0)
-
-
-@triton.jit
-def _draw(scaled, threshold, quota, hashes, num_codes, BLOCK: tl.constexpr):
-    """The code of the highest value, with noise, of those that are left."""
-    column = tl.arange(0, BLOCK)
-    highest = tl.full([BLOCK], float("-inf"), tl.float32)
-    best = tl.zeros([BLOCK], tl.int32)
-    equal_before = 0
-    for start in range(0, num_codes, BLOCK):
-        code = start + column
-        value, equal_before = _keep(scaled, code, threshold, quota, equal_before, num_codes)
-        value += gumbel_noise(hashes, code)
-        best = tl.where(value > highest, code, best)
-        highest = tl.maximum(highest, value)
-    return _first(highest, best, num_codes)
-
-
-@triton.jit
-def _keep(scaled, code, threshold, quota, equal_before, num_codes):
-    """Some codes' values, -inf for those that are cut; how many up to them equal the threshold."""
-    value = tl.load(scaled + code, mask=code < num_codes, other=float("-inf"))
-    kept = value >= threshold
-    if quota < ALL:
-        equal = (value == threshold).to(tl.int32)
-        place = equal_before + tl.cumsum(equal, 0)
-        kept &= (equal == 0) | (place <= quota)
-        equal_before += tl.sum(equal, 0)
-    return tl.where(kept, value, float("-inf")), equal_before
-
-
-@triton.jit
-def _verify(
-    scaled,
-    threshold,
-    quota,
-    highest,
-    prediction,
-    hashes,
-    compared,
-    num_codes,
-    BLOCK: tl.constexpr,
+def _score(
+    row, unconditional, is_guided, guidance, code, peak, score, num_codes, BLOCK: tl.constexpr
 ):
-    """Rejection sampling: the code that is compared with, or another that is likelier than before.
-
-    The distribution takes the place of the previous prediction, its weights that of the logits.
-    """
-    column = tl.arange(0, BLOCK)
-    totals = tl.zeros([BLOCK], tl.float32)
-    equal_before = 0
-    for start in range(0, num_codes, BLOCK):
-        code = start + column
-        value, equal_before = _keep(scaled, code, threshold, quota, equal_before, num_codes)
-        weight = libdevice.exp(value - highest)
-        tl.store(scaled + code, weight, mask=code < num_codes)
-        totals += weight
-    total = tl.sum(totals, 0)
-    tl.debug_barrier()
-    is_code = (compared >= 0) & (compared < num_codes)  # else there was no attempt before
-    new = tl.div_rn(tl.load(scaled + compared, mask=is_code, other=0.0), total)
-    old = tl.load(prediction + compared, mask=is_code, other=0.0)
-    tl.debug_barrier()
-    likeliest = tl.full([BLOCK], float("-inf"), tl.float32)
-    best = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, num_codes, BLOCK):
-        code = start + column
-        inside = code < num_codes
-        probability = tl.div_rn(tl.load(scaled + code, mask=inside, other=0.0), total)
-        more = probability - tl.load(prediction + code, mask=inside, other=0.0)
-        tl.debug_barrier()  # read before it is written
-        tl.store(prediction + code, probability, mask=inside)
-        value = libdevice.log(tl.maximum(more, 0.0)) + gumbel_noise(hashes, code)
-        best = tl.where(value > likeliest, code, best)
-        likeliest = tl.maximum(likeliest, value)
-    share = uniform(random_bits(hashes, tl.full([], -1, tl.int32)))
-    # Where nothing became likelier the distributions are equal, up to rounding.
-    is_kept = (share * old <= new) | (tl.max(likeliest, 0) == float("-inf"))
-    return tl.where(is_kept, compared, _first(likeliest, best, num_codes))
-
-
-@triton.jit
-def _score(row, unconditional, is_guided, guidance, code, peak, num_codes, BLOCK: tl.constexpr):
-    """Log-probability and rank of a code."""
+    """Write the log-probability and the rank of a code."""
     column = tl.arange(0, BLOCK)
     own = _guide(row, unconditional, is_guided, guidance, code, num_codes)
     total = tl.zeros([BLOCK], tl.float32)
@@ -396,4 +283,5 @@ def _score(row, unconditional, is_guided, guidance, code, peak, num_codes, BLOCK
         total += libdevice.exp(logit - peak)
         higher += (logit > own).to(tl.int32)
     logarithm = libdevice.log(tl.sum(total, 0)) + peak
-    return own - logarithm, (tl.sum(higher, 0) + 1).to(tl.float32)
+    tl.store(score, own - logarithm)
+    tl.store(score + 1, (tl.sum(higher, 0) + 1).to(tl.float32))
