@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,11 +104,12 @@ class SamplingVariant:
     model: str
     dtype: torch.dtype
     is_scored: bool = False
+    has_drafts: bool = False
 
     def __str__(self) -> str:
         dtype = f"{self.dtype}".removeprefix("torch.")
         return f"{self.model}, {VOCABULARIES[self.model]} tokens, {dtype}" + (
-            ", scored" * self.is_scored
+            ", scored" * self.is_scored + ", with drafts" * self.has_drafts
         )
 
     def launch(self) -> None:
@@ -118,12 +120,20 @@ class SamplingVariant:
             name: _meta(64, dtype=torch.float32 if name in floats else torch.int64)
             for name in names
         }
+        drafts = triton_sampling.DraftColumns(
+            _meta(64, dtype=torch.int64),
+            _meta(64, dtype=torch.int32),
+            _meta(8, VOCABULARIES[self.model], dtype=torch.float32),
+            512,
+            _meta(64, dtype=torch.int8),
+        )
         triton_sampling.sample(
             _meta(128, VOCABULARIES[self.model], dtype=self.dtype),
             triton_sampling.SampleColumns(**columns),
             _meta(4096, dtype=torch.int64),
             32,
             _meta(4096, 2, dtype=torch.float32) if self.is_scored else None,
+            drafts if self.has_drafts else None,
         )
 
 
@@ -154,7 +164,7 @@ class Compiled:
         return ", ".join(problem for problem, is_so in problems.items() if is_so)
 
 
-MAIN = (Variant("Emu3", torch.bfloat16, 64), SamplingVariant("Emu3", torch.bfloat16, True))
+MAIN = (Variant("Emu3", torch.bfloat16, 64), SamplingVariant("Emu3", torch.bfloat16, True, True))
 
 
 def variants() -> Iterator[Variant | SamplingVariant]:
@@ -174,8 +184,8 @@ def variants() -> Iterator[Variant | SamplingVariant]:
     yield Variant("Emu3", torch.float32, 32, is_fp8=True)
     for model in VOCABULARIES:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            for is_scored in (False, True):
-                yield SamplingVariant(model, dtype, is_scored)
+            for is_scored, has_drafts in product((False, True), repeat=2):
+                yield SamplingVariant(model, dtype, is_scored, has_drafts)
 
 
 def jobs(sample: bool) -> list[tuple[int, Variant | SamplingVariant]]:

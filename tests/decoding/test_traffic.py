@@ -14,8 +14,9 @@ import torch
 from tests.cases import NEGATIVE, make_image
 from tests.traffic import Traffic
 from zipar_vllm.attention.interface import NotTiled
+from zipar_vllm.core.transfer import to_host
 from zipar_vllm.core.vocabulary import Vocabulary
-from zipar_vllm.decoding import decoder, triton_sampling
+from zipar_vllm.decoding import decoder, triton_sampler, triton_sampling
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.decoding.job import ImageJob
@@ -23,6 +24,7 @@ from zipar_vllm.decoding.triton_sampler import TritonSampler
 from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 DEVICE = torch.device("meta")
+GUIDED: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
 
 
 class Kernel(NotTiled):
@@ -54,23 +56,40 @@ class Decoder:
         self.traffic = Traffic()
         monkeypatch.setattr(decoder, "select_sampler", TritonSampler)
         monkeypatch.setattr(triton_sampling, "sample", self._launch)
+        monkeypatch.setattr(triton_sampler, "to_host", self._wait)
         vocabulary = Vocabulary(32, 100, row_terminator=3 if terminated else None)
         self._decoder = ImageDecoder(
             max_images=4, max_tokens=256, block_size=16, vocabulary=vocabulary, device=DEVICE
         )
         self._names: list[str] = []
+        self._drafts: dict[str, int] = {}
 
     def _launch(self, *args: Any) -> None:
         self.traffic.launches += 1
 
-    def add(self, image: PreparedImage) -> None:
+    def _wait(self, verdicts: torch.Tensor) -> torch.Tensor:
+        """As the real one: a copy out and an event; no draft is accepted."""
+        self.traffic.waits += 1
+        return to_host(verdicts).zero_()
+
+    def add(self, image: PreparedImage, embedded: bool = False) -> tuple[int, int, int]:
+        """Copies in, waits and launches of its arrival."""
         prompts, name = image.prompts, str(len(self._names))
         lanes = tuple(len(ids) for ids in (prompts.conditional, prompts.unconditional) if ids)
         job = ImageJob(image.grid, image.params, lanes)
         blocks = list(range(job.num_blocks(16)))
-        self._decoder.add(name, job, [*prompts.conditional, *prompts.unconditional], blocks)
+        embeddings = torch.ones(sum(lanes), 8) if embedded else None
+        self.traffic.reset()
+        with self.traffic:
+            self._decoder.add(
+                name, job, [*prompts.conditional, *prompts.unconditional], blocks, embeddings
+            )
+        arrival = (self.traffic.copies_in, self.traffic.waits, self.traffic.launches)
         self._decoder.step({name: sum(lanes)}, Model())
         self._names.append(name)
+        if image.params.drafts:
+            self._drafts[name] = 2
+        return arrival
 
     def steps(self, number: int) -> list[tuple[int, int, int, int]]:
         """Copies in, copies out, waits and launches of each step."""
@@ -78,40 +97,51 @@ class Decoder:
         for _ in range(number):
             self.traffic.reset()
             with self.traffic:
-                self._decoder.step(dict.fromkeys(self._names, 1), Model())
+                self._decoder.step(dict.fromkeys(self._names, 1), Model(), drafts=self._drafts)
             own = self.traffic
             found.append((own.copies_in, own.copies_out, own.waits, own.launches))
         return found
 
 
-@pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "plain"])
+TERMINATED = pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "plain"])
+
+
+@TERMINATED
 def test_a_step_of_fixed_windows(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
-    """One copy in; ids read, logits chosen and widened, tokens drawn. All images together."""
+    """One copy in; ids read, logits chosen, tokens drawn. All images together."""
     images = Decoder(monkeypatch, terminated)
-    images.add(make_image(terminated, window=4, unconditional=NEGATIVE, guidance_scale=2.0))
+    images.add(make_image(terminated, window=4, **GUIDED))
     images.add(make_image(terminated, window=1, temperature=1.0, top_k=20, top_p=0.9))
     images.add(make_image(terminated))
-    assert set(images.steps(14)) == {(1, 0, 0, 4)}
+    assert set(images.steps(14)) == {(1, 0, 0, 3)}
 
 
-@pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "plain"])
-def test_an_adaptive_window_adds(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
-    """The orders that a step writes; with a draft its old and new distribution, and a wait for it.
-
-    These steps are more than the bound on fixed windows, and held to what they are.
-    """
+@TERMINATED
+def test_a_step_of_adaptive_windows(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
+    """The orders that it writes too; with a draft what that is compared with, and the verdict."""
     images = Decoder(monkeypatch, terminated)
     images.add(make_image(terminated, window=2, policy=ADAPTIVE, temperature=1.0))
+    images.add(make_image(terminated, window=2, policy=ADAPTIVE, **GUIDED))
+    plain, *drafted = images.steps(6)
+    assert plain == (1, 0, 0, 4)  # no row may start yet
+    assert set(drafted) == {(1, 1, 1, 5)}
 
-    def verdicts(tensor: torch.Tensor) -> list[bool]:
-        images.traffic.copies_out += 1
-        images.traffic.waits += 1
-        return [False] * len(tensor)
 
-    monkeypatch.setattr(torch.Tensor, "tolist", verdicts)
-    plain, drafted, *verified = images.steps(6)
-    assert plain == (1, 0, 0, 5)  # no row may start yet
-    assert drafted[:3] == (4, 0, 0)
-    for copies_in, copies_out, waits, launches in verified:
-        assert (copies_in, copies_out, waits) == (6, 1, 1)
-        assert launches <= 160
+@TERMINATED
+def test_a_step_of_drafts(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
+    """One that looks ahead has its drafts compared; an adaptive image beside it costs no more."""
+    images = Decoder(monkeypatch, terminated)
+    images.add(make_image(terminated, window=2, drafts=2, **GUIDED))
+    images.add(make_image(terminated, window=2, drafts=2, temperature=1.0))
+    assert set(images.steps(6)) == {(1, 1, 1, 4)}
+    images.add(make_image(terminated, window=2, policy=ADAPTIVE))
+    assert set(images.steps(3)) == {(1, 1, 1, 5)}
+
+
+@TERMINATED
+def test_an_arriving_image(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> None:
+    """One copy in for tokens, orders and blocks of both lanes; one more for embeddings."""
+    images = Decoder(monkeypatch, terminated)
+    assert images.add(make_image(terminated, window=4, **GUIDED)) == (1, 0, 3)
+    assert images.add(make_image(terminated, policy=ADAPTIVE)) == (1, 0, 3)
+    assert images.add(make_image(terminated), embedded=True) == (2, 0, 3)

@@ -16,10 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.interpreted import has_gpu
-from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, SamplingFlags, guide
+from zipar_vllm.core.sampling import (
+    LEAST_TEMPERATURE,
+    OPTION_DTYPES,
+    SamplingBatch,
+    SamplingFlags,
+    guide,
+)
 from zipar_vllm.decoding import triton_sampling
+from zipar_vllm.decoding.adaptive_window import RejectionSampling
+from zipar_vllm.decoding.policy import Drafts
 from zipar_vllm.decoding.sampler import score
-from zipar_vllm.decoding.triton_sampling import SampleColumns, sample
+from zipar_vllm.decoding.triton_sampling import DraftColumns, SampleColumns, sample
 
 DEVICE = torch.device("cuda" if has_gpu() else "cpu")
 MAX_SEED = 2**63 - 1
@@ -231,3 +239,70 @@ def test_flags_change_nothing() -> None:
     batch = replace(samples.batch(), flags=most)
     places = torch.from_numpy(samples.arrays["places"]).to(DEVICE)
     assert (samples.draw()[places] - FIRST_ID).tolist() == batch.sample(samples.guided()).tolist()
+
+
+def with_drafts(samples: Samples, tokens: torch.Tensor, drafts: DraftColumns) -> torch.Tensor:
+    """The codes that the kernel writes."""
+    sample(samples.logits.to(DEVICE), samples.columns(), tokens, FIRST_ID, None, drafts)
+    return tokens[torch.from_numpy(samples.arrays["places"]).to(DEVICE)] - FIRST_ID
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("spread", [0.0, 0.4])
+def test_drafts_are_verified_as_elsewhere(spread: float) -> None:
+    """New ones, ones drawn before, and tokens that are compared only; greedy, cut and guided."""
+    n, num_codes = 24, 12
+    first, second = (Samples(n, num_codes, 5, spread=spread) for _ in range(2))
+    noise = np.random.default_rng(9).normal(0, 0.5, first.logits.shape)
+    second.logits = first.logits + torch.from_numpy(noise).float() * (spread > 0)
+    for samples in (first, second):
+        samples.arrays["places"] = 4 * np.arange(n) + 3  # the last of four tokens of an image
+    attempts = np.arange(n) % 4 - 1
+    again = attempts > 0
+    tokens = torch.zeros(4 * n, dtype=torch.int64, device=DEVICE)
+    images = torch.arange(n, device=DEVICE)
+    drafts = DraftColumns(
+        compared=tokens[3::4].clone(),
+        attempts=torch.zeros(n, dtype=torch.int32, device=DEVICE),
+        predictions=torch.full((n, num_codes), float("nan"), device=DEVICE),
+        image_tokens=4,
+        verdicts=torch.full((n + 1,), -9, dtype=torch.int8, device=DEVICE),
+    )
+    drawn = with_drafts(first, tokens, drafts)
+    assert drawn.tolist() == first.expected().tolist()
+    verification = RejectionSampling(n, num_codes, torch.device(DEVICE))
+    nothing = np.zeros(n, dtype=np.int64)
+    batch = first.batch()
+    verification.verify(Drafts(images, first.guided(), drawn, drawn, nothing, batch))
+    is_sampled = batch.temperature >= LEAST_TEMPERATURE
+    expected = batch.probabilities(first.guided())
+    torch.testing.assert_close(drafts.predictions[is_sampled], expected[is_sampled])
+
+    plain, index = second.expected(), torch.from_numpy(np.flatnonzero(attempts >= 0)).to(DEVICE)
+    fed = torch.where(images % 8 == 0, plain, (plain + 1) % num_codes)
+    compared = torch.where(torch.from_numpy(again).to(DEVICE), drawn, fed)
+    drafts = replace(
+        drafts, compared=compared + FIRST_ID, attempts=torch.from_numpy(attempts).to(DEVICE)
+    )
+    found = with_drafts(second, tokens, drafts)
+    codes, accepted = verification.verify(
+        Drafts(
+            images[index],
+            second.guided()[index],
+            plain[index],
+            compared[index],
+            attempts[attempts >= 0],
+            second.batch()[index],
+        )
+    )
+    plain[index] = codes
+    assert found.tolist() == plain.tolist()
+    verdicts = drafts.verdicts[:n].cpu().numpy()
+    assert verdicts.tolist() == (plain == compared).int().tolist()
+    assert verdicts[again].tolist() == [
+        own for own, is_old in zip(accepted, again[attempts >= 0], strict=True) if is_old
+    ]
+    assert drafts.verdicts[n] == -9
+    if spread:
+        assert 0 < verdicts[again].mean() < 1
+        assert 0 < verdicts[attempts < 0].mean() < 1

@@ -21,6 +21,10 @@ SOURCE = Path(__file__).with_name("noise.cpp")
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
 
+ATTEMPT_SHIFT = 32
+"""The noise of a token that is drawn again is that of grid position + attempt << 32: no grid has as
+many positions."""
+
 _MASK32 = 0xFFFFFFFF
 
 

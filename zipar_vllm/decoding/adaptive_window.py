@@ -21,15 +21,12 @@ import numpy as np
 import torch
 
 from zipar_vllm.core.grid import Grid
-from zipar_vllm.core.noise import gumbel_noise, uniform_noise
+from zipar_vllm.core.noise import ATTEMPT_SHIFT, gumbel_noise, uniform_noise
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.params import ImageParams
 
 from .fixed_window import fixed_window
 from .policy import NOT_SAMPLED, Drafts, Step
-
-_ATTEMPT_SHIFT = 32
-"""An attempt's noise is keyed by grid position + attempt << 32: no grid has as many positions."""
 
 
 def make_policy(grid: Grid, params: ImageParams) -> AdaptiveWindow:
@@ -193,12 +190,11 @@ def rejection_sample(
         Whether each draft was accepted, bool ``[n]``, and the tokens, int64 ``[n]``: draws from
         ``probabilities``.
     """
-    keys = positions + (attempts << _ATTEMPT_SHIFT)
+    keys = positions + (attempts << ATTEMPT_SHIFT)
     index = drafts.unsqueeze(1)
     new, old = probabilities.gather(1, index), previous.gather(1, index)
     accepted = (uniform_noise(seeds, keys).unsqueeze(1) * old <= new).squeeze(1)
     residual = (probabilities - previous).clamp(min=0)
-    # An all-zero residual means equal distributions (up to rounding).
-    residual = torch.where(residual.sum(dim=1, keepdim=True) > 0, residual, probabilities)
+    accepted |= ~residual.any(dim=1)  # equal distributions, up to rounding
     others = (residual.log() + gumbel_noise(seeds, keys, residual.shape[1])).argmax(dim=1)
     return accepted, torch.where(accepted, drafts, others)

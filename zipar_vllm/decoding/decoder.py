@@ -221,19 +221,18 @@ class ImageDecoder:
         return accepted
 
     def _replay(self, graph: Captured, samples: SampleBatch) -> Mapping[int, Sequence[bool]]:
-        """The same by a captured step, but for what drafts ask of the host."""
-        sampler = cast("TritonSampler", self._sampler)
-        previous = sampler.read_previous(samples)
+        """The same by a captured step."""
         with self.times.measure("forward"):
             graph.replay()
         with self.times.measure("sample"):
-            return sampler.verify(graph.logits, samples, previous)
+            return cast("TritonSampler", self._sampler).verdicts(samples)
 
     @torch.inference_mode()
     def capture(self, model: StepModel, capacities: Sequence[int], pool: Any = None) -> None:
         """Capture steps as CUDA graphs, one for every shape, before there are images.
 
-        A step that fits none, has log-probabilities or embeddings is run operation by operation.
+        A step that fits none, has log-probabilities, embeddings or drafts that are verified by the
+        host is run operation by operation.
 
         Args:
             model: Runs them; what its launches depend on beside tensors may not change.
@@ -247,19 +246,18 @@ class ImageDecoder:
                 sent = self._batches.send(HostStep.blank(tiling), capacity)
                 self._graphs.capture(tiling, capacity, partial(self._draw, model, sent), pool)
 
-    def _draw(self, model: StepModel, sent: SentStep) -> torch.Tensor:
-        """All of a step but for its drafts' verification; its logits."""
+    def _draw(self, model: StepModel, sent: SentStep) -> None:
+        """All launches of a step."""
         batch = self._batches.feed(sent)
         logits = self._logits(model, model.forward(batch), batch.samples)
         cast("TritonSampler", self._sampler).draw(logits, batch.samples)
-        return logits
 
     def _logits(self, model: StepModel, hidden: torch.Tensor, samples: SampleBatch) -> torch.Tensor:
-        """Logits of what is sampled from: float32 ``[inputs of the samples, num_codes]``."""
+        """Logits of what is sampled from: ``[inputs of the samples, num_codes]``."""
         rows = samples.tensors.get("rows")
         if rows is None:
             rows = to_device(samples.inputs, self._device)
-        return self._vocabulary.select(model.logits(hidden[rows])).float()
+        return self._vocabulary.select(model.logits(hidden[rows]))
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
         releases, active_rows, counts = [], 0, {}

@@ -27,13 +27,11 @@ class Captured:
         capacity: Inputs that there is room for.
         tiling: The shape of its attention.
         graph: Its launches.
-        logits: What it samples from, ``[capacity, num_codes]``: those of the last replay.
     """
 
     capacity: int
     tiling: Tiling
     graph: Any
-    logits: torch.Tensor
 
     def fits(self, tiling: Tiling) -> bool:
         """Whether a step's attention can be divided like that."""
@@ -51,26 +49,27 @@ class StepGraphs:
     def __init__(self) -> None:
         self._captured: dict[tuple[int, int], Captured] = {}
 
-    def capture(
-        self, tiling: Tiling, capacity: int, run: Callable[[], torch.Tensor], pool: Any
-    ) -> None:
+    def capture(self, tiling: Tiling, capacity: int, run: Callable[[], None], pool: Any) -> None:
         """Capture a step of some shape.
 
         Args:
             tiling: The shape of its attention.
             capacity: Inputs that there is room for.
-            run: Launches it and returns its logits.
+            run: Launches it.
             pool: CUDA's memory pool for what it makes on its way.
         """
         run()  # compiles what has to be
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            logits = run()
-        self._captured[capacity, tiling.rows] = Captured(capacity, tiling, graph, logits)
+            run()
+        self._captured[capacity, tiling.rows] = Captured(capacity, tiling, graph)
 
     def find(self, step: HostStep) -> Captured | None:
         """The captured step that this one fits, if there is one."""
-        if not self._captured or step.tiling is None or step.embedded or step.samples.logprobs:
+        samples = step.samples
+        if not self._captured or step.tiling is None or step.embedded:
+            return None
+        if samples.logprobs or samples.is_verified_by_host:
             return None
         found = self._captured.get((bucket(step.num_entries), step.tiling.rows))
         return found if found and found.fits(step.tiling) else None

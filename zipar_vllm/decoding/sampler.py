@@ -47,13 +47,15 @@ class StepSampler:
         """Sample a step's tokens.
 
         Args:
-            logits: float32 ``[inputs, num_codes]``, of the batch's inputs.
+            logits: float32, bfloat16 or float16 ``[inputs, num_codes]``, of the batch's inputs;
+                float32 ones are overwritten.
             batch: What is sampled.
 
         Returns:
             By table index, the verdicts on the images' drafts.
         """
         options = self._table.options
+        logits = logits.float()
         logits, unconditional = logits[: len(batch)], logits[len(batch) :]
         if len(batch.guided):
             guided = self._to_device(batch.guided)
@@ -107,7 +109,7 @@ class StepSampler:
                 sampling=sampling,
             )
         )
-        return codes, _by_image(batch, drafts, verdicts)
+        return codes, by_image(batch, drafts, verdicts)
 
     def _read(self, places: NDArray[Any]) -> torch.Tensor:
         """Codes of some of the table's tokens."""
@@ -140,9 +142,10 @@ def score(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return torch.cat([own - logits.logsumexp(dim=1, keepdim=True), rank], dim=1)
 
 
-def _by_image(
+def by_image(
     batch: SampleBatch, drafts: DraftBatch, verdicts: Sequence[bool]
 ) -> dict[int, Sequence[bool]]:
+    """Drafts' verdicts by table index."""
     accepted: dict[int, list[bool]] = {}
     for image, verdict in zip(batch.images[drafts.entries].tolist(), verdicts, strict=True):
         accepted.setdefault(image, []).append(verdict)

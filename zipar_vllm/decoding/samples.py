@@ -11,10 +11,14 @@ import torch
 from zipar_vllm.core.sampling import SamplingFlags
 
 from .adaptive_window import RejectionSampling
+from .drafted_window import Equality
 from .policy import NO_INTS, IntArray, Verification
 
 MAX_SAMPLES = 512
 """Tokens that are sampled at once: their logits, of the whole vocabulary, take much memory."""
+
+OWN_VERIFICATIONS = {RejectionSampling, Equality}
+"""Those that a sampler may know, and carry out as it draws; policies of others may bring theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,11 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def is_verified_by_host(self) -> bool:
+        """Whether some of its drafts are decided on operation by operation."""
+        return not self.drafts.keys() <= OWN_VERIFICATIONS
 
     @property
     def is_wide(self) -> bool:

@@ -157,11 +157,13 @@ class StateTable:
             slots=tuple(self._slots(own) for own in lanes),
             model_positions=self._model_positions(job),
             grid_positions=_grid_positions(job.grid),
-            embeddings=None if embeddings is None else embeddings.to(self._device),
+            embeddings=None if embeddings is None else to_device(embeddings, self._device),
         )
         self._images[request_id] = image
-        self._set_tokens(image, prompt)
-        self._set_lanes(image, lanes, policy.orders)
+        arrival = _Arrival(self)
+        self._lay_tokens(arrival.tokens, image, prompt)
+        self._lay_lanes(arrival, image, lanes, policy.orders)
+        arrival.write(self, index)
         if job.logprobs:
             self._set_scores(image)
 
@@ -191,43 +193,73 @@ class StateTable:
             return None
         return tuple(self._positions(job.grid, prompt) for prompt in job.lane_prompts)
 
-    def _set_tokens(self, image: ImageState, prompt: list[int]) -> None:
+    def _lay_tokens(self, tokens: IntArray, image: ImageState, prompt: list[int]) -> None:
         grid, length = image.job.grid, len(prompt)
-        tokens = np.zeros(image.job.num_tokens, dtype=np.int64)
         tokens[:length] = prompt
-        rows = tokens[length:].reshape(grid.rows, grid.stride)
+        rows = tokens[length : image.job.num_tokens].reshape(grid.rows, grid.stride)
         if self._vocabulary.row_terminator is not None:
             rows[:, grid.columns] = self._vocabulary.row_terminator
         if image.job.picture:
             ids = self._vocabulary.ids(torch.tensor(image.job.picture))
             rows[:, : grid.columns] = ids.view(grid.rows, grid.columns).numpy()
-        self.tokens[image.index, : len(tokens)] = to_device(tokens, self._device)
 
-    def _set_lanes(
-        self, image: ImageState, lanes: list[IntArray], orders: NDArray[np.int32] | None
+    def _lay_lanes(
+        self,
+        arrival: _Arrival,
+        image: ImageState,
+        lanes: list[IntArray],
+        orders: NDArray[np.int32] | None,
     ) -> None:
         """Orders of prompt and picture may stand before their keys do.
 
         A prompt's keys are computed in raster order, and a key of the picture in the step that is
         its order, so that no query whose limit reaches it comes before it is there.
         """
+        arrival.orders[:] = UNWRITTEN
         for number, (own, prompt) in enumerate(zip(lanes, image.job.lane_prompts, strict=True)):
-            lane = image.lane(number)
-            known = np.full(self.orders.shape[1], UNWRITTEN, dtype=np.int32)
+            known = arrival.orders[number]
             known[:prompt] = 0
             if orders is not None:
                 known[prompt : prompt + len(orders)] = orders
-            self.orders[lane] = to_device(known, self._device)
             # Blocks past the lane's end are gathered too, and masked: any valid one will do.
-            blocks = np.full(self.block_table.shape[1], own[0])
+            blocks = arrival.blocks[number]
+            blocks[:] = own[0]
             blocks[: len(own)] = own
-            self.block_table[lane] = to_device(blocks, self._device)
 
     def _set_scores(self, image: ImageState) -> None:
         """A token that is not sampled, as a terminator, is certain."""
         scores = self.allocate_scores()
         scores[image.index, :, 0].fill_(0)
         scores[image.index, :, 1].fill_(1)
+
+
+class _Arrival:
+    """What the table is told of a new image, in one piece of memory: one copy brings it there.
+
+    Attributes:
+        tokens: int64 ``[max_tokens]``.
+        blocks: int64 ``[MAX_LANES, max_blocks]``.
+        orders: int32 ``[MAX_LANES, max_blocks * block_size]``.
+    """
+
+    def __init__(self, table: StateTable) -> None:
+        slots = MAX_LANES * table.orders.shape[1] // 2  # two of int32 take as much as one of int64
+        counts = [table.tokens.shape[1], MAX_LANES * table.block_table.shape[1], slots]
+        self._words = np.zeros(sum(counts), dtype=np.int64)
+        self._stops = np.cumsum(counts)[:-1].tolist()
+        tokens, blocks, orders = np.split(self._words, self._stops)
+        self.tokens: IntArray = tokens
+        self.blocks: IntArray = blocks.reshape(MAX_LANES, -1)
+        self.orders: NDArray[np.int32] = orders.view(np.int32).reshape(MAX_LANES, -1)
+
+    def write(self, table: StateTable, index: int) -> None:
+        """Write it into an image's rows; the host does not wait."""
+        words = to_device(self._words, table.tokens.device)
+        tokens, blocks, orders = words.tensor_split(self._stops)
+        lanes = slice(index * MAX_LANES, (index + 1) * MAX_LANES)
+        table.tokens[index] = tokens
+        table.block_table[lanes] = blocks.view(MAX_LANES, -1)
+        table.orders[lanes] = orders.view(torch.int32).view(MAX_LANES, -1)
 
 
 @lru_cache(maxsize=64)

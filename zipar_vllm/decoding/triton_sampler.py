@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,67 +11,79 @@ import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
+from zipar_vllm.core.transfer import to_host
+from zipar_vllm.core.vocabulary import Vocabulary
 
 from . import triton_sampling
+from .adaptive_window import RejectionSampling
 from .header import Field
-from .sampler import StepSampler, score
-from .samples import SampleBatch
-from .triton_sampling import SampleColumns
+from .policy import Verification
+from .sampler import StepSampler, by_image, score
+from .samples import MAX_SAMPLES, OWN_VERIFICATIONS, DraftBatch, SampleBatch
+from .table import StateTable
+from .triton_sampling import DraftColumns, SampleColumns
 
 INTEGERS = ("count", "conditional", "unconditional", "places", "given", "position")
 FIELDS = {
     **{name: Field(np.int64) for name in INTEGERS},
     **{name: Field(dtype) for name, dtype in OPTION_DTYPES.items()},
     "guidance_scale": Field(np.float32),
+    "previous": Field(np.int64),
+    "attempts": Field(np.int32, padding=-1),
 }
+"""As :class:`SampleColumns` has them; of drafts, if there are any, the place of the token that each
+is compared with, and what :class:`DraftColumns` has."""
 
 
 class TritonSampler(StepSampler):
-    """Draws with :mod:`.triton_sampling`; drafts are verified as elsewhere."""
+    """Draws with :mod:`.triton_sampling`, which verifies drafts too, but for others' ways to."""
 
     fields = FIELDS
 
-    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
-        """Sample a step's tokens; see :meth:`StepSampler.sample`.
+    def __init__(self, table: StateTable, vocabulary: Vocabulary, device: torch.device) -> None:
+        super().__init__(table, vocabulary, device)
+        count = (table.max_images, vocabulary.num_codes)
+        self._predictions = self._tokens.new_zeros(count, dtype=torch.float32)
+        self._verdicts = self._tokens.new_zeros(MAX_SAMPLES, dtype=torch.int8)
 
-        Args:
-            logits: float32, bfloat16 or float16 ``[inputs, num_codes]``, of the batch's inputs.
-            batch: What is sampled.
-        """
+    def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
+        """Sample a step's tokens; see :meth:`StepSampler.sample`."""
         if not batch.tensors:  # part of a wide step
             own = {name: self._to_device(array) for name, array in self.columns(batch).items()}
             batch = replace(batch, tensors=own)
-        previous = self.read_previous(batch)
+        others = {kind: own for kind, own in batch.drafts.items() if kind not in OWN_VERIFICATIONS}
+        # A draft's new token takes the place of the previous one.
+        previous = [self._read(own.previous) for own in others.values()]
         self.draw(logits, batch)
-        return self.verify(logits, batch, previous)
-
-    def read_previous(self, batch: SampleBatch) -> list[torch.Tensor]:
-        """What drafts are compared with: a draft's new token takes the place of the previous."""
-        return [self._read(drafts.previous) for drafts in batch.drafts.values()]
+        accepted = self.verdicts(batch)
+        if others:
+            accepted |= self._verify_others(logits, batch, others, previous)
+        return accepted
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch) -> None:
         """Draw all tokens and write them into the table; nothing of it depends on the host."""
+        drafts = None
+        if "attempts" in batch.tensors:
+            drafts = DraftColumns(
+                compared=self._tokens.index_select(0, batch.tensors["previous"]),
+                attempts=batch.tensors["attempts"],
+                predictions=self._predictions,
+                image_tokens=self._table.tokens.shape[1],
+                verdicts=self._verdicts,
+            )
         columns, scores = _columns(batch), self._scores(batch)
-        triton_sampling.sample(logits, columns, self._tokens, self._vocabulary.first_id, scores)
+        first_id = self._vocabulary.first_id
+        triton_sampling.sample(logits, columns, self._tokens, first_id, scores, drafts)
 
-    def verify(
-        self, logits: torch.Tensor, batch: SampleBatch, previous: list[torch.Tensor]
-    ) -> dict[int, Sequence[bool]]:
-        """Have the drafts among them decided on: by table index, the verdicts."""
+    def verdicts(self, batch: SampleBatch) -> dict[int, Sequence[bool]]:
+        """What was decided on drafts, by table index; the host waits for it where there are any."""
+        own = [drafts for kind, drafts in batch.drafts.items() if kind in OWN_VERIFICATIONS]
+        if not own:
+            return {}
+        verdicts = to_host(self._verdicts[: len(batch)]).numpy() == 1
         accepted: dict[int, Sequence[bool]] = {}
-        if not batch.drafts:
-            return accepted
-        columns, scores = _columns(batch), self._scores(batch)
-        for (kind, drafts), compared in zip(batch.drafts.items(), previous, strict=True):
-            index = self._to_device(drafts.entries)
-            places, guided = columns.places[index], _guided(logits, columns, index)
-            drawn = self._vocabulary.codes(self._tokens[places])
-            sampling = _sampling(columns, batch)[index]
-            codes, verdicts = self._verify(kind, drafts, batch, guided, drawn, compared, sampling)
-            accepted |= verdicts
-            self._tokens.index_copy_(0, places, self._vocabulary.ids(codes))
-            if scores is not None:
-                scores.index_copy_(0, places, score(guided, codes))
+        for drafts in own:
+            accepted |= by_image(batch, drafts, verdicts[drafts.entries].tolist())
         return accepted
 
     def columns(self, batch: SampleBatch) -> dict[str, NDArray[Any]]:
@@ -88,15 +100,50 @@ class TritonSampler(StepSampler):
             "given": given,
             "position": batch.grid_positions,
             **{name: column[batch.images] for name, column in self._table.options.items()},
+            **_draft_columns(batch),
         }
+
+    def _verify_others(
+        self,
+        logits: torch.Tensor,
+        batch: SampleBatch,
+        drafts: Mapping[type[Verification], DraftBatch],
+        previous: Sequence[torch.Tensor],
+    ) -> dict[int, Sequence[bool]]:
+        """Have drafts decided on by their policies' own ways."""
+        accepted: dict[int, Sequence[bool]] = {}
+        columns, scores = _columns(batch), self._scores(batch)
+        for (kind, own), compared in zip(drafts.items(), previous, strict=True):
+            index = self._to_device(own.entries)
+            places, guided = columns.places[index], _guided(logits, columns, index)
+            drawn = self._vocabulary.codes(self._tokens[places])
+            sampling = _sampling(columns, batch)[index]
+            codes, verdicts = self._verify(kind, own, batch, guided, drawn, compared, sampling)
+            accepted |= verdicts
+            self._tokens.index_copy_(0, places, self._vocabulary.ids(codes))
+            if scores is not None:
+                scores.index_copy_(0, places, score(guided, codes))
+        return accepted
 
     def _scores(self, batch: SampleBatch) -> torch.Tensor | None:
         scores = self._table.scores
         return scores.view(-1, 2) if batch.logprobs and scores is not None else None
 
 
+def _draft_columns(batch: SampleBatch) -> dict[str, NDArray[Any]]:
+    """Nothing where there are no drafts: then nothing is compared."""
+    if not batch.drafts.keys() & OWN_VERIFICATIONS:
+        return {}
+    previous, attempts = np.zeros(len(batch), dtype=np.int64), np.full(len(batch), -1)
+    for kind, drafts in batch.drafts.items():
+        previous[drafts.entries] = drafts.previous
+        if kind is RejectionSampling:
+            attempts[drafts.entries] = drafts.attempts
+    return {"previous": previous, "attempts": attempts}
+
+
 def _columns(batch: SampleBatch) -> SampleColumns:
-    return SampleColumns(**{name: batch.tensors[name] for name in FIELDS})
+    return SampleColumns(**{own.name: batch.tensors[own.name] for own in fields(SampleColumns)})
 
 
 def _guided(logits: torch.Tensor, columns: SampleColumns, index: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ cut is found by bisection: of the numbers that float32 has, which is the highest
 or logits of enough probability, reach. So nothing is sorted, and of equal logits those of the
 lowest codes are kept.
 
+Drafts are verified on the way, as :mod:`.adaptive_window` and :mod:`.drafted_window` say.
+
 Tokens are those of :mod:`zipar_vllm.core.sampling`, which says what each option means: every sum,
 product and quotient is rounded as there, the noise has the same bits, and probabilities are added
 up as integers. Logarithms and exponentials are CUDA's, as torch's are on such a device; a CPU's may
@@ -27,8 +29,7 @@ from triton.language.extra import libdevice
 
 from zipar_vllm.core import sampling
 
-from .triton_cuts import ALL, cut
-from .triton_noise import gumbel_noise, hash_position
+from .triton_draws import draw, first
 
 MAX_BLOCK = 8192
 """Codes that a program works on at a time."""
@@ -66,14 +67,36 @@ class SampleColumns:
     min_p: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class DraftColumns:
+    """The drafts among what is sampled, on the device: one entry per token, draft or not.
+
+    Attributes:
+        compared: int64 ``[n]``, the ids that drafts are compared with.
+        attempts: Integer ``[n]``, how often a token that rejection sampling decides on was drawn
+            before; below 0 where none does.
+        predictions: float32 ``[images, num_codes]``, contiguous: the distribution that each image's
+            last such token was drawn from, and is after this step.
+        image_tokens: Tokens of an image in the table.
+        verdicts: int8 ``[n]`` or more, written: 1 where a token is the one it is compared with.
+    """
+
+    compared: torch.Tensor
+    attempts: torch.Tensor
+    predictions: torch.Tensor
+    image_tokens: int
+    verdicts: torch.Tensor
+
+
 def sample(
     logits: torch.Tensor,
     columns: SampleColumns,
     tokens: torch.Tensor,
     first_id: int,
     scores: torch.Tensor | None = None,
+    drafts: DraftColumns | None = None,
 ) -> None:
-    """Draw the tokens and write their ids into the table; with ``scores``, these too.
+    """Draw the tokens, verify the drafts among them, and write their ids into the table.
 
     Args:
         logits: float32, bfloat16 or float16 ``[rows, num_codes]``; codes lie side by side.
@@ -82,6 +105,7 @@ def sample(
         first_id: Id of code 0.
         scores: float32 ``[tokens, 2]``, log-probability and rank of each of the table's tokens, as
             :func:`~zipar_vllm.decoding.sampler.score` has them; contiguous. None if nobody asks.
+        drafts: None if there are none.
     """
     num_codes = logits.shape[1]
     block = min(triton.next_power_of_2(num_codes), MAX_BLOCK)
@@ -103,10 +127,16 @@ def sample(
         columns.top_k,
         columns.top_p,
         columns.min_p,
+        tokens if drafts is None else drafts.compared,
+        tokens if drafts is None else drafts.attempts,
+        logits if drafts is None else drafts.predictions,
+        tokens if drafts is None else drafts.verdicts,
         logits.stride(0),
         num_codes,
         first_id,
+        1 if drafts is None else drafts.image_tokens,
         SCORED=scores is not None,
+        DRAFTED=drafts is not None,
         BLOCK=block,
         num_warps=max(4, block // 256),
         enable_fp_fusion=False,  # torch rounds products before it adds to them
@@ -138,10 +168,16 @@ def sample_tokens(
     top_ks,
     top_ps,
     min_ps,
+    compared_ids,
+    attempts,
+    predictions,
+    verdicts,
     stride,
     num_codes,
     first_id,
+    image_tokens,
     SCORED: tl.constexpr,
+    DRAFTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Take entries in turn until none is left."""
@@ -149,50 +185,46 @@ def sample_tokens(
     for entry in range(tl.program_id(0), tl.load(counts), tl.num_programs(0)):
         row = logits + tl.load(conditionals + entry).to(tl.int64) * stride
         unconditional = tl.load(unconditionals + entry).to(tl.int64)
+        other, is_guided = logits + unconditional * stride, unconditional >= 0
         guidance = tl.load(guidance_scales + entry)
         temperature = tl.load(temperatures + entry)
         place = tl.load(places + entry).to(tl.int64)
         is_given = tl.load(givens + entry) != 0
         is_greedy = temperature < LEAST_TEMPERATURE
+        attempt = tl.full([], -1, tl.int64)
+        compared = tl.full([], 0, tl.int32)
+        if DRAFTED:
+            attempt = tl.load(attempts + entry).to(tl.int64)
+            compared = (tl.load(compared_ids + entry) - first_id).to(tl.int32)
+        divisor = tl.where(is_greedy, 1.0, temperature)
         peak, highest, code = _scale(
-            row,
-            logits + unconditional * stride,
-            unconditional >= 0,
-            guidance,
-            tl.where(is_greedy, 1.0, temperature),
-            scaled,
-            num_codes,
-            BLOCK,
+            row, other, is_guided, guidance, divisor, scaled, num_codes, BLOCK
         )
         tl.debug_barrier()  # what one thread has written others read
         if is_given:
             code = (tl.load(tokens + place) - first_id).to(tl.int32)
         elif not is_greedy:
-            threshold, quota = cut(
+            code = draw(
                 scaled,
                 highest,
                 tl.load(top_ks + entry),
                 tl.load(top_ps + entry),
                 tl.load(min_ps + entry),
+                tl.load(seeds + entry),
+                tl.load(positions + entry),
+                attempt,
+                compared,
+                predictions + place // image_tokens * num_codes,
                 num_codes,
+                DRAFTED,
                 BLOCK,
             )
-            hashes = hash_position(tl.load(seeds + entry), tl.load(positions + entry))
-            code = _draw(scaled, threshold, quota, hashes, num_codes, BLOCK)
         tl.store(tokens + place, code.to(tl.int64) + first_id)
+        if DRAFTED:
+            tl.store(verdicts + entry, (code == compared).to(tl.int8))
         if SCORED:
-            logprob, rank = _score(
-                row,
-                logits + unconditional * stride,
-                unconditional >= 0,
-                guidance,
-                code,
-                peak,
-                num_codes,
-                BLOCK,
-            )
-            tl.store(scores + 2 * place, logprob)
-            tl.store(scores + 2 * place + 1, rank)
+            score = scores + 2 * place
+            _score(row, other, is_guided, guidance, code, peak, score, num_codes, BLOCK)
         tl.debug_barrier()
 
 
@@ -234,41 +266,14 @@ def _scale(
         peaks = tl.maximum(peaks, logit)
         best = tl.where(value > highest, code, best)
         highest = tl.maximum(highest, value)
-    return tl.max(peaks, 0), tl.max(highest, 0), _first(highest, best, num_codes)
+    return tl.max(peaks, 0), tl.max(highest, 0), first(highest, best, num_codes)
 
 
 @triton.jit
-def _first(values, codes, num_codes):
-    """Of the codes of the highest value, the lowest."""
-    equal = tl.where(values == tl.max(values, 0), codes, num_codes - 1)
-    return tl.min(equal, 0)
-
-
-@triton.jit
-def _draw(scaled, threshold, quota, hashes, num_codes, BLOCK: tl.constexpr):
-    """The code of the highest value, with noise, of those that are left."""
-    column = tl.arange(0, BLOCK)
-    highest = tl.full([BLOCK], float("-inf"), tl.float32)
-    best = tl.zeros([BLOCK], tl.int32)
-    equal_before = 0
-    for start in range(0, num_codes, BLOCK):
-        code = start + column
-        value = tl.load(scaled + code, mask=code < num_codes, other=float("-inf"))
-        kept = value >= threshold
-        if quota < ALL:
-            equal = (value == threshold).to(tl.int32)
-            place = equal_before + tl.cumsum(equal, 0)
-            kept &= (equal == 0) | (place <= quota)
-            equal_before += tl.sum(equal, 0)
-        value = tl.where(kept, value + gumbel_noise(hashes, code), float("-inf"))
-        best = tl.where(value > highest, code, best)
-        highest = tl.maximum(highest, value)
-    return _first(highest, best, num_codes)
-
-
-@triton.jit
-def _score(row, unconditional, is_guided, guidance, code, peak, num_codes, BLOCK: tl.constexpr):
-    """Log-probability and rank of a code."""
+def _score(
+    row, unconditional, is_guided, guidance, code, peak, score, num_codes, BLOCK: tl.constexpr
+):
+    """Write the log-probability and the rank of a code."""
     column = tl.arange(0, BLOCK)
     own = _guide(row, unconditional, is_guided, guidance, code, num_codes)
     total = tl.zeros([BLOCK], tl.float32)
@@ -278,4 +283,5 @@ def _score(row, unconditional, is_guided, guidance, code, peak, num_codes, BLOCK
         total += libdevice.exp(logit - peak)
         higher += (logit > own).to(tl.int32)
     logarithm = libdevice.log(tl.sum(total, 0)) + peak
-    return own - logarithm, (tl.sum(higher, 0) + 1).to(tl.float32)
+    tl.store(score, own - logarithm)
+    tl.store(score + 1, (tl.sum(higher, 0) + 1).to(tl.float32))
