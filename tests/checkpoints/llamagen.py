@@ -175,14 +175,32 @@ class Transformer(nn.Module):
 
         ``features`` of CAPTION tokens, padding last; ``kept`` says which are none.
         """
+        lanes, kept = self.text_lanes(features, kept)
+        return self.continue_from(lanes, kept, guidance, count)
+
+    def text_lanes(
+        self, features: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Both lanes' captions, padding first, and which of their tokens are none."""
         number = int(kept.sum())
-        moved = torch.cat([features[number:], features[:number]]), kept.flip(0)
+        features, kept = torch.cat([features[number:], features[:number]]), kept.flip(0)
         projection = self.cls_embedding["cap_proj"]
         lanes = [
             projection["fc2"](functional.gelu(projection["fc1"](of), approximate="tanh"))
-            for of in (moved[0] * moved[1][:, None], self.cls_embedding.uncond_embedding)
+            for of in (features * kept[:, None], self.cls_embedding.uncond_embedding)
         ]
-        return self.continue_from(lanes, moved[1], guidance, count)
+        return lanes, kept
+
+    def follow_text(
+        self, features: torch.Tensor, kept: torch.Tensor, guidance: float, codes: list[int]
+    ) -> list[int]:
+        """What it would draw greedily after each beginning of a picture, the empty one first."""
+        lanes, kept = self.text_lanes(features, kept)
+        logits = [
+            self.logits_of(lane, kept, codes[:-1])[self.length - 1 :]
+            for lane in (lanes if guidance != 1 else lanes[:1])
+        ]
+        return (logits[-1] + guidance * (logits[0] - logits[-1])).argmax(dim=1).tolist()
 
     def continue_from(
         self, lanes: list[torch.Tensor], kept: torch.Tensor, guidance: float, count: int | None
@@ -190,17 +208,22 @@ class Transformer(nn.Module):
         """Everything is computed anew for each token."""
         codes: list[int] = []
         while len(codes) < (count or self.side**2):
-            logits = []
-            for lane in lanes if guidance != 1 else lanes[:1]:
-                x = torch.cat([lane, self.tok_embeddings(torch.tensor(codes, dtype=torch.int64))])
-                visible = torch.ones(len(x), len(x), dtype=torch.bool).tril()
-                visible[:, : self.length] &= kept
-                visible |= torch.eye(len(x), dtype=torch.bool)
-                caches: list[dict[str, Any]] = [{} for _ in self.layers]
-                logits.append(self.run(x, self.turns[: len(x)], visible, caches)[-1])
+            logits = [
+                self.logits_of(lane, kept, codes)[-1]
+                for lane in (lanes if guidance != 1 else lanes[:1])
+            ]
             guided = logits[-1] + guidance * (logits[0] - logits[-1])
             codes.append(int(guided.argmax()))
         return codes
+
+    def logits_of(self, lane: torch.Tensor, kept: torch.Tensor, codes: list[int]) -> torch.Tensor:
+        """Logits after every token of a lane's caption and of the picture's beginning."""
+        x = torch.cat([lane, self.tok_embeddings(torch.tensor(codes, dtype=torch.int64))])
+        visible = torch.ones(len(x), len(x), dtype=torch.bool).tril()
+        visible[:, : self.length] &= kept
+        visible |= torch.eye(len(x), dtype=torch.bool)
+        caches: list[dict[str, Any]] = [{} for _ in self.layers]
+        return self.run(x, self.turns[: len(x)], visible, caches)
 
 
 class ResnetBlock(nn.Module):

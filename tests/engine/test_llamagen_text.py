@@ -88,3 +88,15 @@ def test_a_default_picture_in_the_published_steps(
     assert_diverse(finished.tokens)
     features, kept = encode_padded(text_engine.path.parent / "t5", "a red apple")
     assert finished.tokens[:32] == oracle.generate_text(features, kept, guidance=7.5, count=32)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_raster_order_is_the_authors(
+    text_engine: Engine, model: ImageModel, oracle: Transformer, guidance: float
+) -> None:
+    """Token for token: each is what the oracle draws after those before it."""
+    image = image_of(model, window=32, guidance_scale=guidance, temperature=0.0)
+    tokens = text_engine.generate(image).tokens
+    assert_diverse(tokens)
+    features, kept = encode_padded(text_engine.path.parent / "t5", "a red apple")
+    assert tokens == oracle.follow_text(features, kept, guidance, tokens)
