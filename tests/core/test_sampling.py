@@ -94,12 +94,14 @@ def test_flags():
         )
 
     assert flags([0, 0], [5, 0], [0.5, 1]) == SamplingFlags(all_greedy=True)
-    assert flags([1, 0], [0, 5], [1, 0.5]) == SamplingFlags(False, False, 0)
-    assert flags([1, 1, 0], [5, 7, 99], [1, 1, 1]) == SamplingFlags(False, True, 7)
+    assert flags([1, 0], [0, 5], [1, 0.5]) == SamplingFlags(False, False, 0, mixed=True)
+    assert flags([1, 1, 0], [5, 7, 99], [1, 1, 1]) == SamplingFlags(False, True, 7, mixed=True)
     assert flags([1, 1], [5, 0], [1, 1]) == SamplingFlags(False, True, 0)
     assert flags([1], [0], [0.9]) == SamplingFlags(False, True, 0)
-    assert flags([1, 0], [0, 0], [1, 1], [0.1, 0]) == SamplingFlags(False, False, 0, min_p=True)
-    assert flags([1, 0], [0, 0], [1, 1], [0, 0.1]) == SamplingFlags(False)
+    assert flags([1, 0], [0, 0], [1, 1], [0.1, 0]) == SamplingFlags(
+        False, False, 0, min_p=True, mixed=True
+    )
+    assert flags([1, 0], [0, 0], [1, 1], [0, 0.1]) == SamplingFlags(False, mixed=True)
 
 
 def test_temperature_zero_takes_the_highest_logit():
@@ -185,8 +187,8 @@ def test_the_sorted_width_does_not_change_the_choice(generator_seed, width):
     logits, arrays = rows_of(8, 40, generator_seed)
     arrays["top_k"] = np.minimum(arrays["top_k"], 4)
     arrays["top_k"][arrays["top_k"] == 0] = 4
-    assert run(logits, arrays, SamplingFlags(False, True, width)) == run(
-        logits, arrays, SamplingFlags(False, True, 0)
+    assert run(logits, arrays, SamplingFlags(False, True, width, mixed=True)) == run(
+        logits, arrays, SamplingFlags(False, True, 0, mixed=True)
     )
 
 

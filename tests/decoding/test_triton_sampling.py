@@ -235,7 +235,7 @@ def test_numbers_that_are_none_stay_within_the_vocabulary() -> None:
 def test_flags_change_nothing() -> None:
     """The kernel knows none: whatever the batch, a token is its own row's and options'."""
     samples = Samples(12, 40, 6)
-    most = SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True)
+    most = SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True, mixed=True)
     batch = replace(samples.batch(), flags=most)
     places = torch.from_numpy(samples.arrays["places"]).to(DEVICE)
     assert (samples.draw()[places] - FIRST_ID).tolist() == batch.sample(samples.guided()).tolist()

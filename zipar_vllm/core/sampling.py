@@ -38,12 +38,14 @@ class SamplingFlags:
         truncated: Some token that is sampled has a top-k, or a top-p below 1.
         top: How many of the highest logits have to be sorted for that; 0 means all.
         min_p: Some token that is sampled has a min-p.
+        mixed: Some tokens take their highest logit and others do not.
     """
 
     all_greedy: bool
     truncated: bool = False
     top: int = 0
     min_p: bool = False
+    mixed: bool = False
 
     @classmethod
     def of(cls, options: Mapping[str, NDArray[Any]]) -> SamplingFlags:
@@ -57,20 +59,23 @@ class SamplingFlags:
             truncated=bool((top_k > 0).any() or (options["top_p"][sampled] < 1).any()),
             top=int(top_k.max()) if (top_k > 0).all() else 0,
             min_p=bool((options["min_p"][sampled] > 0).any()),
+            mixed=not sampled.all(),
         )
 
     @classmethod
     def merge(cls, flags: Sequence[SamplingFlags]) -> SamplingFlags:
         """Summarise batches that are sampled together."""
-        sampled = [own for own in dict.fromkeys(flags) if not own.all_greedy]
-        if len(sampled) == 1:
-            return sampled[0]
+        unlike = list(dict.fromkeys(flags))
+        if len(unlike) == 1:
+            return unlike[0]
+        sampled = [own for own in unlike if not own.all_greedy]
         tops = [own.top for own in sampled]
         return cls(
             all_greedy=not sampled,
             truncated=any(own.truncated for own in sampled),
             top=max(tops) if tops and all(tops) else 0,
             min_p=any(own.min_p for own in sampled),
+            mixed=bool(sampled) and any(own.all_greedy or own.mixed for own in unlike),
         )
 
 
@@ -145,10 +150,11 @@ class SamplingBatch:
         """
         if self.flags.all_greedy:
             return logits.argmax(dim=-1)
-        greedy = _is_greedy(self.temperature).unsqueeze(1)
         scaled, tokens = self._scale(logits)
         noise = gumbel_noise(self.seed, self.position, logits.shape[1], tokens)
-        scaled = scaled + noise.masked_fill(greedy, 0.0)
+        if self.flags.mixed:
+            noise = noise.masked_fill_(_is_greedy(self.temperature).unsqueeze(1), 0.0)
+        scaled = noise.add_(scaled)
         if tokens is None:
             return scaled.argmax(dim=-1)
         is_highest = scaled >= scaled.amax(dim=-1, keepdim=True)
@@ -170,7 +176,9 @@ class SamplingBatch:
 
     def _scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits after temperature and cuts; sorted, with their tokens, for top-k and top-p."""
-        temperature = self.temperature.masked_fill(_is_greedy(self.temperature), 1.0)
+        temperature = self.temperature
+        if self.flags.mixed:
+            temperature = temperature.masked_fill(_is_greedy(temperature), 1.0)
         scaled = logits / temperature.unsqueeze(1)
         if self.flags.min_p:
             least = scaled.amax(dim=-1, keepdim=True) + self.min_p.log().unsqueeze(1)

@@ -98,7 +98,7 @@ class SampleBatch:
             images=np.arange(count) % max_images,
             tokens=nothing,
             grid_positions=nothing,
-            flags=SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True),
+            flags=SamplingFlags(all_greedy=False, truncated=True, top=0, min_p=True, mixed=True),
             drafts={RejectionSampling: DraftBatch(drafts, drafts + 1, nothing[: len(drafts)])},
             logprobs=True,
             given=nothing[:0],
