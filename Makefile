@@ -75,9 +75,10 @@ bench-drafts: $(STAMP)  ## measure drafts beside none, and beside stock vLLM
 	$(BIN)/python -m benchmarks.drafts $(ARGS)
 
 # Each part on its own, and eight minutes at most: what fails or takes longer keeps none of the others.
-bench-gpu: $(STAMP)  ## on a GPU: kernels' tests, what they compile to, attention, steps, beside stock vLLM
+bench-gpu: $(STAMP)  ## on a GPU: its tests, what they compile to, attention, steps, beside stock vLLM
 	-timeout 480 $(BIN)/python -m pytest -m gpu
-	-timeout 480 $(BIN)/python -m pytest tests/attention tests/engine/test_attention_backend.py tests/decoding/test_triton_sampl*.py
+	-timeout 480 $(BIN)/python -m pytest -m "not gpu" tests/attention tests/engine/test_attention_backend.py \
+	  tests/decoding/test_triton_*.py tests/decoding/test_graphs.py
 	-timeout 480 $(BIN)/python -m benchmarks.gpu.compiled --processes 8
 	-timeout 480 $(BIN)/python -m benchmarks.gpu.kernel
 	-timeout 480 $(BIN)/python -m benchmarks.gpu.step

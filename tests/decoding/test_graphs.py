@@ -1,38 +1,82 @@
-"""Captured steps: the tokens of steps that were not, whatever batch they were captured with."""
+"""Captured steps: the tokens of steps that were not, whatever batch they were captured with.
+
+Recorded on a CPU, under Triton's interpreter; where there is a GPU, as CUDA graphs in its place.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from tests.cases import NEGATIVE, assert_diverse, expected, make_image
+from tests.interpreted import has_gpu
 from tests.recorded import NotCapturedError, recorded_graphs
 from zipar_vllm.attention.triton_attention import TritonAttention
 from zipar_vllm.decoding import decoder
 from zipar_vllm.decoding.triton_sampler import TritonSampler
-from zipar_vllm.prepare import ADAPTIVE
+from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .room import Room
 
 GUIDED: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 3.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.9}
 LONG = [1, *range(5, 25), 2]
+Graphs = Callable[[], AbstractContextManager[list[Any]]]
+COMPILED = "with a GPU, Triton's kernels are not interpreted: see the same test on cuda"
+
+
+@contextmanager
+def cuda_graphs() -> Iterator[list[torch.cuda.CUDAGraph]]:
+    """CUDA's own graphs, on a stream that can be captured; the list grows with every replay."""
+    replayed: list[torch.cuda.CUDAGraph] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def count(graph: torch.cuda.CUDAGraph) -> None:
+        replayed.append(graph)
+        replay(graph)
+
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    with patch.object(torch.cuda.CUDAGraph, "replay", count), torch.cuda.stream(stream):
+        yield replayed
+    before.wait_stream(stream)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.skipif(has_gpu(), reason=COMPILED)),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
 
 
 @pytest.fixture
-def captured(path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+def graphs(device: torch.device) -> Graphs:
+    return cuda_graphs if device.type == "cuda" else recorded_graphs
+
+
+def make_room(path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Room:
     monkeypatch.setattr(decoder, "select_sampler", TritonSampler)
-    kernel = TritonAttention(2, 32, torch.float32, torch.device("cpu"), part_keys=64)
-    return Room(path, kernel=kernel)
+    kernel = TritonAttention(2, 32, torch.float32, device, part_keys=64)
+    return Room(path, kernel=kernel, device=device)
 
 
-def test_any_batch_as_if_it_was_not_captured(captured: Room, path: Path, terminated: bool) -> None:
-    """Windows 1, 4 and C, options, guidance, adaptive, drafts; images come, end and are aborted."""
-    room = captured
-    images = {
+@pytest.fixture
+def captured(path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Room:
+    return make_room(path, monkeypatch, device)
+
+
+def unlike_images(terminated: bool) -> dict[str, PreparedImage]:
+    """Windows 1, 4 and C, options, guidance, adaptive, drafts."""
+    return {
         "greedy": make_image(terminated, 2, 4, window=1, **GUIDED),
         "sampled": make_image(terminated, 3, 4, window=4, seed=1, prompt=LONG, **SAMPLED),
         "guided": make_image(terminated, 1, 4, window=4, seed=2, top_k=20, **GUIDED, **SAMPLED),
@@ -40,27 +84,56 @@ def test_any_batch_as_if_it_was_not_captured(captured: Room, path: Path, termina
         "drafted": make_image(terminated, 3, 3, window=2, drafts=1, seed=4, **SAMPLED),
         "again": make_image(terminated, 2, 4, window=2, seed=5, min_p=0.05, **SAMPLED),
     }
-    with recorded_graphs() as replayed:
-        room.capture([8, 16, 24])
-        assert not replayed
-        for name, image in images.items():
-            room.add(name, image)
-            if name == "drafted":
-                room.abort("sampled")
-            room.step()
-        room.run()
-    assert len({id(graph) for graph in replayed}) > 1
-    del images["sampled"]
+
+
+def draw(room: Room, images: dict[str, PreparedImage]) -> None:
+    """Images come, end and are aborted."""
     for name, image in images.items():
-        tokens, steps = expected(path, room.vocabulary, image)
-        assert room.results[name].tokens == tokens, name
-        assert room.results[name].steps <= steps  # fewer with drafts
+        room.add(name, image)
+        if name == "drafted":
+            room.abort("sampled")
+        room.step()
+    room.run()
+
+
+def assert_expected(room: Room, path: Path, images: dict[str, PreparedImage]) -> None:
+    assert room.results.keys() == images.keys() - {"sampled"}
+    for name, found in room.results.items():
+        tokens, steps = expected(path, room.vocabulary, images[name])
+        assert found.tokens == tokens, name
+        assert found.steps <= steps  # fewer with drafts
         assert_diverse(tokens)
 
 
-def test_prompts_and_decoding_are_replayed_but_not_scores(captured: Room, terminated: bool) -> None:
+def test_any_batch_as_if_it_was_not_captured(
+    captured: Room, graphs: Graphs, path: Path, terminated: bool
+) -> None:
+    room, images = captured, unlike_images(terminated)
+    with graphs() as replayed:
+        room.capture([8, 16, 24])
+        assert not replayed
+        draw(room, images)
+    assert len({id(graph) for graph in replayed}) > 1
+    assert_expected(room, path, images)
+
+
+@pytest.mark.gpu
+def test_the_same_batch_launched_one_by_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, terminated: bool
+) -> None:
+    """Says, where the test above fails on a GPU, whether it is the capture that is wrong."""
+    room, images = make_room(path, monkeypatch, torch.device("cuda")), unlike_images(terminated)
+    with cuda_graphs() as replayed:
+        draw(room, images)
+    assert not replayed
+    assert_expected(room, path, images)
+
+
+def test_prompts_and_decoding_are_replayed_but_not_scores(
+    captured: Room, graphs: Graphs, terminated: bool
+) -> None:
     """What wants log-probabilities is run operation by operation, and so is a wide step."""
-    with recorded_graphs() as replayed:
+    with graphs() as replayed:
         captured.capture([8])
         plain = make_image(terminated, 1, 3)
         captured.generate(plain)

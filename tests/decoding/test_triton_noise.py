@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -27,8 +28,11 @@ def store_noise(seeds, positions, bits, uniforms, noise, BLOCK: tl.constexpr):
     tl.store(noise + at, triton_noise.gumbel_noise(hashes, code))
 
 
-def test_noise_has_the_same_bits() -> None:
-    """Equal to the last of them: hashes, uniform numbers and, with the same logarithms, noise."""
+@pytest.mark.parametrize(
+    "device", [pytest.param(DEVICE, id="here"), pytest.param("cpu", marks=pytest.mark.gpu)]
+)
+def test_noise_has_the_same_bits(device: torch.device | str) -> None:
+    """As torch's on the same device, and on a CPU, which has other logarithms than a GPU."""
     edges = [0, 1, 2**32 - 1, 2**32, MAX_SEED - 1, MAX_SEED]
     rng = np.random.default_rng(0)
     seeds = torch.tensor([*edges, *rng.integers(0, MAX_SEED, 10)], device=DEVICE)
@@ -36,11 +40,13 @@ def test_noise_has_the_same_bits() -> None:
     found = torch.zeros(16, 256, dtype=torch.int64, device=DEVICE)
     uniforms, noise = torch.zeros(2, 16, 256, device=DEVICE)
     store_noise[(16,)](seeds, positions, found, uniforms, noise, BLOCK=256)
-    codes = torch.arange(256, device=DEVICE).unsqueeze(0)
-    bits = torch_noise._random_bits(seeds, positions, codes)
-    assert torch.equal(found, bits)
-    assert torch.equal(uniforms, torch_noise._uniform(bits ^ 0xFFFFFFFF))
-    assert torch.equal(noise, torch_noise.gumbel_noise(seeds, positions, 256))
+    seeds, positions = seeds.to(device), positions.to(device)
+    bits = torch_noise._random_bits(seeds, positions, torch.arange(256, device=device)[None])
+    assert torch.equal(found.to(device), bits)
+    assert torch.equal(uniforms.to(device), torch_noise._uniform(bits ^ 0xFFFFFFFF))
+    expected = torch_noise.gumbel_noise(seeds, positions, 256)
+    tolerance = 0.0 if device == DEVICE else 1e-6
+    torch.testing.assert_close(noise.to(device), expected, rtol=tolerance, atol=tolerance)
 
 
 @triton.jit

@@ -72,9 +72,9 @@ class Samples:
         self.arrays["places"] = rng.permutation(4 * n)[:n]
         self.arrays["given"] = np.zeros(n, dtype=np.int64)
 
-    def columns(self, count: int | None = None) -> SampleColumns:
-        columns = {name: torch.from_numpy(array).to(DEVICE) for name, array in self.arrays.items()}
-        number = torch.tensor([self.n if count is None else count], device=DEVICE)
+    def columns(self, count: int | None = None, device: torch.device = DEVICE) -> SampleColumns:
+        columns = {name: torch.from_numpy(array).to(device) for name, array in self.arrays.items()}
+        number = torch.tensor([self.n if count is None else count], device=device)
         return SampleColumns(count=number, **columns)
 
     def draw(self, count: int | None = None, scores: torch.Tensor | None = None) -> torch.Tensor:
@@ -84,22 +84,23 @@ class Samples:
         sample(self.logits.to(DEVICE), columns, tokens, FIRST_ID, scores)
         return tokens
 
-    def guided(self) -> torch.Tensor:
-        columns, logits = self.columns(), self.logits.to(DEVICE)
+    def guided(self, device: torch.device = DEVICE) -> torch.Tensor:
+        columns, logits = self.columns(device=device), self.logits.to(device)
         own, other = logits[columns.conditional].float(), columns.unconditional
         guided = guide(own, logits[other.clamp(min=0)].float(), columns.guidance_scale)
         return torch.where((other >= 0).unsqueeze(1), guided, own)
 
-    def batch(self) -> SamplingBatch:
+    def batch(self, device: torch.device = DEVICE) -> SamplingBatch:
         options = {name: self.arrays[name] for name in OPTION_DTYPES}
-        return SamplingBatch.of(options, self.arrays["position"], DEVICE)
+        return SamplingBatch.of(options, self.arrays["position"], device)
 
-    def expected(self) -> torch.Tensor:
-        return self.batch().sample(self.guided())
+    def expected(self, device: torch.device = DEVICE) -> torch.Tensor:
+        return self.batch(device).sample(self.guided(device))
 
-    def check(self) -> None:
+    def check(self, device: torch.device = DEVICE) -> None:
+        """Against ``core/sampling`` on a device."""
         drawn = self.draw()[torch.from_numpy(self.arrays["places"]).to(DEVICE)]
-        assert (drawn - FIRST_ID).tolist() == self.expected().tolist()
+        assert (drawn - FIRST_ID).tolist() == self.expected(device).tolist()
 
 
 @pytest.fixture(params=[8, triton_sampling.MAX_BLOCK])
@@ -177,6 +178,13 @@ def test_vocabularies_of_published_models(fixed: dict[str, Any], dtype: torch.dt
     """Emu3's; bfloat16 has hundreds of equal logits there."""
     options: dict[str, Any] = {"temperature": 1.0, **fixed}
     Samples(3, 32768, 1, dtype, **options).check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gpu_draws_what_a_cpu_draws(dtype: torch.dtype) -> None:
+    """Their logarithms and exponentials differ in the last bits, which decide on no token here."""
+    Samples(200, 1000, 7, dtype).check(torch.device("cpu"))
 
 
 def test_a_slice_of_a_wider_row() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from tests.cases import expected
 from zipar_vllm.errors import ImageTooLargeError, InvalidOptionError
 from zipar_vllm.llm import ImageLLM
+from zipar_vllm.models import DEMO_PATH
 
 pytestmark = pytest.mark.engine
 
@@ -96,3 +99,32 @@ def test_what_does_not_fit_is_refused(llm: ImageLLM) -> None:
 def test_an_unknown_folder_is_no_model(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         ImageLLM(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def captured() -> Iterator[ImageLLM]:
+    """On a GPU, compiled and with its steps captured; there, an engine is a process of its own."""
+    with ImageLLM(dtype="float32", max_model_len=620, gpu_memory_utilization=0.4) as llm:
+        yield llm
+
+
+@pytest.mark.gpu
+def test_raster_order_on_a_gpu(llm: ImageLLM, captured: ImageLLM) -> None:
+    """Greedy, in float32: the reference decoder's tokens on a CPU, eager and captured."""
+    (image,) = llm.prepare(["pizza"], window=24, temperature=0.0)
+    tokens, steps = expected(DEMO_PATH, llm.model.spec.vocabulary, image)
+    assert len(set(tokens)) > 100
+    for engine in (llm, captured):
+        (drawn,) = engine.decode([image])
+        assert drawn.tokens == tokens
+        assert drawn.steps == steps
+
+
+@pytest.mark.gpu
+def test_a_seed_repeated_on_a_gpu(captured: ImageLLM) -> None:
+    first, again, other = (
+        captured.generate("pizza", seed=seed, window=4, progress=False)[0] for seed in (8, 8, 9)
+    )
+    assert first.steps == 24 + 23 * 4
+    assert first.tokens == again.tokens != other.tokens
+    assert first.image.tobytes() == again.image.tobytes()
