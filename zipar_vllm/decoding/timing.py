@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+
+class PartTime:
+    """Adds up the durations of the blocks it is entered for.
+
+    Attributes:
+        seconds: Their sum.
+    """
+
+    __slots__ = ("_start", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._start
 
 
 class StepTimes:
@@ -20,15 +37,12 @@ class StepTimes:
 
     def reset(self) -> None:
         """Start counting afresh."""
-        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        self._parts = {part: PartTime() for part in self.PARTS}
         self._steps = 0
 
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Add the duration of the block to ``part``."""
-        start = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - start
+    def measure(self, part: str) -> PartTime:
+        """Add the duration of a block to ``part``; a block within it is of another part."""
+        return self._parts[part]
 
     def count_step(self) -> None:
         """Count a forward pass."""
@@ -36,4 +50,5 @@ class StepTimes:
 
     def summary(self) -> dict[str, float]:
         """Totals: ``prepare``, ``forward``, ``sample`` in seconds, and ``steps``."""
-        return {**self._seconds, "steps": self._steps}
+        seconds = {name: part.seconds for name, part in self._parts.items()}
+        return {**seconds, "steps": self._steps}
