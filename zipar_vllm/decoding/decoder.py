@@ -287,5 +287,6 @@ def _advance(image: ImageState, accepted: Mapping[int, Sequence[bool]]) -> int:
     if drafting is None:
         image.progress.advance(verdicts)
         return 0
+    before = drafting.count.rejected
     drafting.advance(verdicts)
-    return len(verdicts) - sum(verdicts)
+    return drafting.count.rejected - before
