@@ -105,6 +105,7 @@ class Room:
         self._budget = budget
         self._spare = 0  # inputs that the step has room for
         self.results: dict[str, Decoded] = {}
+        self.num_sampled = 0  # by what the decoder says
         self.released: dict[str, list[int]] = {}
 
     @property
@@ -142,6 +143,7 @@ class Room:
         scheduled = self._schedule()
         names = list(scheduled)
         result = self._decoder.step(scheduled, self._model, drafts=self._drafts(scheduled))
+        self.num_sampled += result.num_sampled
         for name in names:
             self.results[name].steps += self._running[name].prompt_left == 0
         for release in result.releases:

@@ -53,6 +53,19 @@ def rooms(model_path: Callable[[bool], Path]) -> Callable[[bool], Room]:
     return cache(lambda terminated: Room(model_path(terminated)))
 
 
+@pytest.mark.parametrize("drafts", [0, 1, 5])
+@pytest.mark.parametrize("window", [3, 8])
+def test_every_token_is_counted_once(
+    rooms: Callable[[bool], Room], terminated: bool, window: int, drafts: int
+) -> None:
+    """A draft that is right behind a wrong one too, which is drawn anew."""
+    room = rooms(terminated)
+    image = make_image(terminated, window=window, drafts=drafts, **SAMPLED)
+    before = room.num_sampled
+    room.generate(image)
+    assert room.num_sampled - before == image.grid.num_sampled
+
+
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED, MIN_P], ids=["greedy", "sampled", "min-p"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("window", [1, 3, 8])
