@@ -7,7 +7,7 @@ into the scheduler. Stock vLLM runs in a process of its own: see ``stock.py``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from tests.cases import assert_diverse, expected
 from tests.checkpoints import emu3, emu35, janus, llamagen, lumina
 from tests.tiny import make_tiny_model
 from zipar_vllm.core.vocabulary import Vocabulary
@@ -124,6 +125,19 @@ class Engine:
         self.add("alone", image)
         self.run()
         return self.outputs.pop("alone")
+
+
+def assert_batch_is_the_oracles(
+    engine: Engine, images: Mapping[str, PreparedImage], oracle: Any
+) -> None:
+    """Draw images together: the tokens of the reference decoder over an oracle, and its passes."""
+    for name, image in images.items():
+        engine.add(name, image)
+    engine.run()
+    for name, image in images.items():
+        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
+        assert_diverse(tokens)
+        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
 
 
 def assert_scores_are_raster_orders(engine: Engine, image: PreparedImage) -> None:

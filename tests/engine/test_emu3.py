@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.cases import assert_diverse, expected
+from tests.cases import assert_diverse
 from tests.checkpoints.emu3 import generate, load_oracle
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, assert_scores_are_raster_orders
+from .conftest import Engine, assert_batch_is_the_oracles, assert_scores_are_raster_orders
 
 pytestmark = pytest.mark.engine
 
@@ -51,13 +51,7 @@ def test_sizes_and_windows_in_a_batch(emu3_engine: Engine) -> None:
         for size, window in {"64x64": 1, "96x48": 4, "40x80": 5}.items()
         for guidance in (1.0, 3.0)
     }
-    for name, image in images.items():
-        engine.add(name, image)
-    engine.run()
-    for name, image in images.items():
-        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
-        assert_diverse(tokens)
-        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+    assert_batch_is_the_oracles(engine, images, oracle)
 
 
 def test_published_sizes_take_the_published_steps(emu3_engine: Engine) -> None:

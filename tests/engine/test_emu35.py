@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.cases import assert_diverse, expected
+from tests.cases import assert_diverse
 from tests.checkpoints.emu35 import END_OF_IMAGE, END_OF_ROW, generate, load_oracle
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine, assert_scores_are_raster_orders
+from .conftest import Engine, assert_batch_is_the_oracles, assert_scores_are_raster_orders
 
 pytestmark = pytest.mark.engine
 
@@ -31,7 +31,7 @@ def image_of(path: Path, **options: Any) -> PreparedImage:
 @pytest.mark.parametrize("guidance", [1.0, 5.0], ids=["unguided", "guided"])
 def test_raster_order_is_the_authors_loop(emu35_engine: Engine, guidance: float) -> None:
     image = image_of(
-        *(emu35_engine.path,), size="192x96", window=12, temperature=0.0, guidance_scale=guidance
+        emu35_engine.path, size="192x96", window=12, temperature=0.0, guidance_scale=guidance
     )
     tokens = emu35_engine.generate(image).tokens
     assert_diverse(tokens)
@@ -55,20 +55,12 @@ def test_sizes_and_windows_in_a_batch(emu35_engine: Engine) -> None:
         for size, window in {"128x128": 1, "192x96": 4, "80x160": 5}.items()
         for guidance in (1.0, 5.0)
     }
-    for name, image in images.items():
-        engine.add(name, image)
-    engine.run()
-    for name, image in images.items():
-        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
-        assert_diverse(tokens)
-        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+    assert_batch_is_the_oracles(engine, images, oracle)
 
 
 def test_the_published_size_takes_the_published_steps(emu35_engine: Engine) -> None:
     engine = emu35_engine
-    image = image_of(
-        *(engine.path,), size="1024x1024", window=5, guidance_scale=1.0, temperature=0.0
-    )
+    image = image_of(engine.path, size="1024x1024", window=5, guidance_scale=1.0, temperature=0.0)
     done = engine.generate(image)
     assert (len(done.tokens), done.steps) == (64 * 65, 379)
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.cases import assert_diverse, expected
+from tests.cases import assert_diverse
 from tests.checkpoints.llamagen import Transformer, load_oracles
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine
+from .conftest import Engine, assert_batch_is_the_oracles
 
 pytestmark = pytest.mark.engine
 
@@ -59,10 +59,4 @@ def test_windows_in_a_batch(llamagen_engine: Engine, oracle: Transformer) -> Non
         for window in (1, 4, 8)
         for guidance in (1.0, 4.0)
     }
-    for name, image in images.items():
-        engine.add(name, image)
-    engine.run()
-    for name, image in images.items():
-        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
-        assert_diverse(tokens)
-        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+    assert_batch_is_the_oracles(engine, images, oracle)

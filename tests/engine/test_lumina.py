@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cases import assert_diverse, expected
+from tests.cases import assert_diverse
 from tests.checkpoints.lumina import LuminaAsCausalModel, generate
 from zipar_vllm.core.grid import Grid
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import PreparedImage, prepare_images
 
-from .conftest import Engine
+from .conftest import Engine, assert_batch_is_the_oracles
 
 pytestmark = pytest.mark.engine
 
@@ -58,13 +58,7 @@ def test_sizes_and_windows_in_a_batch(lumina_engine: Engine) -> None:
         for size, window in {"128x128": 1, "160x96": 4, "64x256": 4, "128x96": 8}.items()
         for guidance in (1.0, 4.0)
     }
-    for name, image in images.items():
-        engine.add(name, image)
-    engine.run()
-    for name, image in images.items():
-        tokens, passes = expected(engine.path, engine.vocabulary, image, model=oracle)
-        assert_diverse(tokens)
-        assert (engine.outputs[name].tokens, engine.outputs[name].steps) == (tokens, passes), name
+    assert_batch_is_the_oracles(engine, images, oracle)
 
 
 def test_the_published_size_takes_753_steps(lumina_engine: Engine) -> None:
