@@ -65,17 +65,16 @@ class SamplingFlags:
     @classmethod
     def merge(cls, flags: Sequence[SamplingFlags]) -> SamplingFlags:
         """Summarise batches that are sampled together."""
-        unlike = list(dict.fromkeys(flags))
-        if len(unlike) == 1:
-            return unlike[0]
-        sampled = [own for own in unlike if not own.all_greedy]
+        if flags and flags.count(flags[0]) == len(flags):
+            return flags[0]
+        sampled = [own for own in flags if not own.all_greedy]
         tops = [own.top for own in sampled]
         return cls(
             all_greedy=not sampled,
             truncated=any(own.truncated for own in sampled),
             top=max(tops) if tops and all(tops) else 0,
             min_p=any(own.min_p for own in sampled),
-            mixed=bool(sampled) and any(own.all_greedy or own.mixed for own in unlike),
+            mixed=bool(sampled) and any(own.all_greedy or own.mixed for own in flags),
         )
 
 

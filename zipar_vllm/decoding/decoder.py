@@ -163,7 +163,17 @@ class ImageDecoder:
         for request_id, image in zip(scheduled, images, strict=True):
             if image.drafting is not None:
                 image.drafting.drafts = drafts.get(request_id, 0)
-        num_sampled = sum(self._step(images, scheduled.values(), model) for _ in range(passes))
+        # Steps that depend on no draw are laid out one after the other, while all that it takes is
+        # in the processor's caches; a forward pass would drive it out.
+        ahead = 1 if any(image.verification for image in images) else passes
+        num_sampled = 0
+        self.times.start()
+        for _ in range(0, passes, ahead):
+            counts = scheduled.values()
+            steps = [self._lay_out(images, counts, model.kernel) for _ in range(ahead)]
+            for step in steps:
+                if step is not None:
+                    num_sampled += self._take(*step, model)
         return self._result(images, num_sampled)
 
     @torch.inference_mode()
@@ -181,8 +191,14 @@ class ImageDecoder:
         hidden = model.forward(batch)
         self._sampler.sample(self._logits(model, hidden, batch.samples), batch.samples)
 
-    def _step(self, images: list[ImageState], counts: Iterable[int], model: StepModel) -> int:
-        """Take one step; the number of tokens it sampled."""
+    def _lay_out(
+        self, images: list[ImageState], counts: Iterable[int], kernel: AttentionKernel
+    ) -> tuple[HostStep, list[ImageState]] | None:
+        """Lay out the next step, if any image has one.
+
+        Returns:
+            The step, and the images that wait for its verdicts: the others are past it already.
+        """
         decoding: list[ImageState] = []
         prefilling: list[tuple[ImageState, int]] = []
         for image, count in zip(images, counts, strict=True):
@@ -192,40 +208,50 @@ class ImageDecoder:
             elif not image.progress.finished:
                 decoding.append(image)
         if not decoding and not prefilling:
-            return 0
-        with self.times.measure("prepare"):
-            step = self._batches.lay_out(decoding, prefilling, model.kernel)
-            self.num_inputs = step.num_inputs
-            graph = self._graphs.find(step)
-            sent = self._batches.send(step, graph.capacity if graph else None)
-        accepted = self._replay(graph, step.samples) if graph else self._run(sent, model)
-        with self.times.measure("sample"):
-            rejected = sum(_advance(image, accepted) for image in decoding)
+            return None
+        step = self._batches.lay_out(decoding, prefilling, kernel)
+        waiting = []
+        for image in decoding:
+            if image.verification is None:
+                image.progress.advance(())
+            else:
+                waiting.append(image)
+        return step, waiting
+
+    def _take(self, step: HostStep, waiting: list[ImageState], model: StepModel) -> int:
+        """Take a step; the number of tokens it sampled."""
+        self.num_inputs = step.num_inputs
+        graph = self._graphs.find(step)
+        accepted = self._replay(graph, step) if graph else self._run(step, model)
+        rejected = sum(_advance(image, accepted) for image in waiting)
+        self.times.end("sample")
         self.times.count_step()
         return len(step.samples) - rejected
 
-    def _run(self, sent: SentStep, model: StepModel) -> Mapping[int, Sequence[bool]]:
+    def _run(self, step: HostStep, model: StepModel) -> Mapping[int, Sequence[bool]]:
         """Run a step; by table index, the verdicts on the images' drafts."""
-        with self.times.measure("prepare"):
-            batch = self._batches.feed(sent)
-        with self.times.measure("forward"):
-            hidden = model.forward(batch)
+        batch = self._batches.feed(self._batches.send(step))
+        self.times.end("prepare")
+        hidden = model.forward(batch)
         accepted: dict[int, list[bool]] = {}
         if len(batch.samples):  # else the prompts of these images go on in the next step
             for samples in batch.samples.parts():
-                with self.times.measure("forward"):
-                    logits = self._logits(model, hidden, samples)
-                with self.times.measure("sample"):
-                    for index, verdicts in self._sampler.sample(logits, samples).items():
-                        accepted.setdefault(index, []).extend(verdicts)
+                logits = self._logits(model, hidden, samples)
+                self.times.end("forward")
+                for index, verdicts in self._sampler.sample(logits, samples).items():
+                    accepted.setdefault(index, []).extend(verdicts)
+                self.times.end("sample")
+        else:
+            self.times.end("forward")
         return accepted
 
-    def _replay(self, graph: Captured, samples: SampleBatch) -> Mapping[int, Sequence[bool]]:
+    def _replay(self, graph: Captured, step: HostStep) -> Mapping[int, Sequence[bool]]:
         """The same by a captured step."""
-        with self.times.measure("forward"):
-            graph.replay()
-        with self.times.measure("sample"):
-            return cast("TritonSampler", self._sampler).verdicts(samples)
+        self._batches.send(step, graph.capacity)
+        self.times.end("prepare")
+        graph.replay()
+        self.times.end("forward")
+        return cast("TritonSampler", self._sampler).verdicts(step.samples)
 
     @torch.inference_mode()
     def capture(self, model: StepModel, capacities: Sequence[int], pool: Any = None) -> None:
@@ -257,7 +283,7 @@ class ImageDecoder:
         rows = samples.tensors.get("rows")
         if rows is None:
             rows = to_device(samples.inputs, self._device)
-        return self._vocabulary.select(model.logits(hidden[rows]))
+        return self._vocabulary.select(model.logits(hidden.index_select(0, rows)))
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
         releases, active_rows, counts = [], 0, {}

@@ -56,8 +56,8 @@ class StepSampler:
         """
         options = self._table.options
         logits = logits.float()
-        logits, unconditional = logits[: len(batch)], logits[len(batch) :]
         if len(batch.guided):
+            logits, unconditional = logits[: len(batch)], logits[len(batch) :]
             guided = self._to_device(batch.guided)
             scale = self._to_device(options["guidance_scale"][batch.images[batch.guided]])
             logits[guided] = guide(logits[guided], unconditional, scale)

@@ -5,25 +5,6 @@ from __future__ import annotations
 import time
 
 
-class PartTime:
-    """Adds up the durations of the blocks it is entered for.
-
-    Attributes:
-        seconds: Their sum.
-    """
-
-    __slots__ = ("_start", "seconds")
-
-    def __init__(self) -> None:
-        self.seconds = self._start = 0.0
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds += time.perf_counter() - self._start
-
-
 class StepTimes:
     """Seconds spent in each part of a step, since the last reset.
 
@@ -37,12 +18,19 @@ class StepTimes:
 
     def reset(self) -> None:
         """Start counting afresh."""
-        self._parts = {part: PartTime() for part in self.PARTS}
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
         self._steps = 0
+        self.start()
 
-    def measure(self, part: str) -> PartTime:
-        """Add the duration of a block to ``part``; a block within it is of another part."""
-        return self._parts[part]
+    def start(self) -> None:
+        """Begin the first part of a step."""
+        self._since = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """End a part, and begin the next."""
+        now = time.perf_counter()
+        self._seconds[part] += now - self._since
+        self._since = now
 
     def count_step(self) -> None:
         """Count a forward pass."""
@@ -50,5 +38,4 @@ class StepTimes:
 
     def summary(self) -> dict[str, float]:
         """Totals: ``prepare``, ``forward``, ``sample`` in seconds, and ``steps``."""
-        seconds = {name: part.seconds for name, part in self._parts.items()}
-        return {**seconds, "steps": self._steps}
+        return {**self._seconds, "steps": self._steps}

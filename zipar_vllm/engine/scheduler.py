@@ -325,12 +325,16 @@ class ZipARScheduler(AsyncScheduler):  # type: ignore[misc]
         """Append completed rows: more tokens than there were steps, or fewer.
 
         vLLM holds one placeholder for each step. What rows bring beyond them counts as computed,
-        so that tokens + placeholders - computed, its measure of work left, stays as it is.
+        so that tokens + placeholders - computed, its measure of work left, stays as it is. And it
+        looks at each token whether the request stops there; an image stops at its last one.
         """
+        before = new_token_ids[:-1]
         surplus = max(0, len(new_token_ids) - request.num_output_placeholders)
-        request.num_output_placeholders += surplus
+        request.append_output_token_ids(before)
+        request.num_output_placeholders += surplus - len(before)
         request.num_computed_tokens += surplus
-        return super()._update_request_with_output(request, new_token_ids, is_stale)  # type: ignore[no-any-return]
+        last, stopped = super()._update_request_with_output(request, new_token_ids[-1:], is_stale)
+        return before + last, stopped
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         return not is_refused(self, request) and super()._handle_blocked_waiting_request(request)
