@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.naive_noise import MAX_SEED, U32, U64, naive_noise, noise_of
-from zipar_vllm.core import noise
+from zipar_vllm.core import cpu_sampling
 from zipar_vllm.core.noise import gumbel_noise, uniform_noise
 
 # Seed, position, token, noise.
@@ -124,7 +124,7 @@ def test_seeds_positions_and_tokens_are_unrelated():
 @pytest.mark.parametrize("chosen", [False, True])
 def test_the_native_code_has_the_bits_of_torch(monkeypatch, chosen):
     """Beside vectors' ends, on several threads, and of tokens that few vocabularies have."""
-    assert noise._load_native() is not None, "no compiler"
+    assert cpu_sampling.load_library() is not None, "no compiler"
     rng = np.random.default_rng(1)
     for rows, count in [(1, 1), (3, 17), (5, 1000), (70, 1001)]:
         seeds = torch.from_numpy(rng.integers(0, MAX_SEED, rows))
@@ -132,7 +132,7 @@ def test_the_native_code_has_the_bits_of_torch(monkeypatch, chosen):
         tokens = torch.from_numpy(rng.integers(0, U32, (rows, count))) if chosen else None
         native = gumbel_noise(seeds, positions, count, tokens)
         with monkeypatch.context() as patched:
-            patched.setattr(noise, "_load_native", lambda: None)
+            patched.setattr(cpu_sampling, "load_library", lambda: None)
             assert torch.equal(native, gumbel_noise(seeds, positions, count, tokens))
 
 
@@ -140,5 +140,5 @@ def test_the_native_code_has_torch_s_numbers_at_their_ends(monkeypatch):
     tokens = [token_of(bits, 5, 9) for bits in [0, 1, 255, 2**24 + 1, 2**31, U32 - 256, U32]]
     arguments = torch.tensor([5]), torch.tensor([9]), 1, torch.tensor([tokens])
     native = gumbel_noise(*arguments)
-    monkeypatch.setattr(noise, "_load_native", lambda: None)
+    monkeypatch.setattr(cpu_sampling, "load_library", lambda: None)
     assert torch.equal(native, gumbel_noise(*arguments))

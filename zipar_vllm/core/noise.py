@@ -7,16 +7,9 @@ et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import torch
 
-from .native import load_native
-
-SOURCE = Path(__file__).with_name("noise.cpp")
+from . import cpu_sampling
 
 BELOW_ONE = 1 - 2**-24
 """The largest float32 below 1."""
@@ -66,15 +59,15 @@ def _complements(
     seeds: torch.Tensor, positions: torch.Tensor, count: int, tokens: torch.Tensor | None
 ) -> torch.Tensor:
     """1 - u of (seed, position, token), in float32 ``[n, m]``."""
-    native = _load_native() if seeds.device.type == "cpu" else None
-    if native is None:
+    library = cpu_sampling.load_library() if seeds.device.type == "cpu" else None
+    if library is None:
         if tokens is None:
             tokens = torch.arange(count, device=seeds.device).unsqueeze(0)
         return _uniform(_random_bits(seeds, positions, tokens).bitwise_xor_(_MASK32))
     seeds, positions = seeds.contiguous(), positions.contiguous()
     tokens = None if tokens is None else tokens.contiguous()
     found = torch.empty(len(seeds), count if tokens is None else tokens.shape[1])
-    native(
+    library.zipar_complements(
         seeds.data_ptr(),
         positions.data_ptr(),
         len(seeds),
@@ -83,19 +76,6 @@ def _complements(
         found.data_ptr(),
     )
     return found
-
-
-@cache
-def _load_native() -> Any:
-    """The same in C++; None where it could not be built."""
-    library = load_native(SOURCE)
-    if library is None:
-        return None
-    pointer: Any = ctypes.c_void_p
-    integer: Any = ctypes.c_int64
-    library.zipar_complements.restype = None
-    library.zipar_complements.argtypes = [pointer, pointer, integer, pointer, integer, pointer]
-    return library.zipar_complements
 
 
 def _random_bits(

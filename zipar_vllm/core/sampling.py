@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import cpu_sampling
 from .noise import gumbel_noise
 from .transfer import to_device
 
@@ -90,6 +91,41 @@ def guide(
     return unconditional + scale.unsqueeze(1) * (conditional - unconditional)
 
 
+def guide_rows(logits: torch.Tensor, guided: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Guidance of the rows that have it.
+
+    Args:
+        logits: float32, bfloat16 or float16 ``[n + k, count]``: n rows, then the unconditional ones
+            of k of them.
+        guided: int64 ``[k]``, those rows, ascending.
+        scale: float32 ``[k]``.
+
+    Returns:
+        float32 ``[n, count]``.
+    """
+    if cpu_sampling.is_served(logits):
+        return cpu_sampling.guide(logits, guided, scale)
+    count = len(logits) - len(guided)
+    rows, unconditional = logits[:count].float(), logits[count:].float()
+    return rows.index_copy(0, guided, guide(rows[guided], unconditional, scale))
+
+
+def highest(logits: torch.Tensor) -> torch.Tensor:
+    """The place of each row's highest logit, the first of equal ones.
+
+    Args:
+        logits: float32, bfloat16 or float16 ``[n, count]``.
+
+    Returns:
+        int64 ``[n]``.
+    """
+    if cpu_sampling.is_served(logits):
+        tokens, num_undecided = cpu_sampling.highest(logits)
+        if not num_undecided:
+            return tokens
+    return logits.float().argmax(dim=-1)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
     """How each of n tokens is sampled; all tensors are ``[n]`` and on one device.
@@ -142,13 +178,30 @@ class SamplingBatch:
         so that a token depends on nothing but its own logits and options.
 
         Args:
-            logits: float32 ``[n, count]``.
+            logits: float32, bfloat16 or float16 ``[n, count]``; sampled from in float32.
 
         Returns:
             int64 ``[n]`` in [0, count).
         """
         if self.flags.all_greedy:
-            return logits.argmax(dim=-1)
+            return highest(logits)
+        if self.flags.truncated or not cpu_sampling.is_served(logits):
+            return self._sample(logits.float())
+        drawn, num_undecided = cpu_sampling.draw(
+            logits,
+            self.temperature,
+            LEAST_TEMPERATURE,
+            self.min_p if self.flags.min_p else None,
+            self.seed,
+            self.position,
+        )
+        if num_undecided:
+            undecided = drawn < 0
+            drawn[undecided] = self[undecided]._sample(logits[undecided].float())
+        return drawn
+
+    def _sample(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same by torch's operations."""
         scaled, tokens = self._scale(logits)
         noise = gumbel_noise(self.seed, self.position, logits.shape[1], tokens)
         if self.flags.mixed:

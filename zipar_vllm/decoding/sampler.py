@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide
+from zipar_vllm.core.sampling import OPTION_DTYPES, SamplingBatch, guide_rows, highest
 from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 
@@ -47,23 +47,20 @@ class StepSampler:
         """Sample a step's tokens.
 
         Args:
-            logits: float32, bfloat16 or float16 ``[inputs, num_codes]``, of the batch's inputs;
-                float32 ones are overwritten.
+            logits: float32, bfloat16 or float16 ``[inputs, num_codes]``, of the batch's inputs.
             batch: What is sampled.
 
         Returns:
             By table index, the verdicts on the images' drafts.
         """
         options = self._table.options
-        logits = logits.float()
         if len(batch.guided):
-            logits, unconditional = logits[: len(batch)], logits[len(batch) :]
+            scale = options["guidance_scale"][batch.images[batch.guided]]
             guided = self._to_device(batch.guided)
-            scale = self._to_device(options["guidance_scale"][batch.images[batch.guided]])
-            logits[guided] = guide(logits[guided], unconditional, scale)
+            logits = guide_rows(logits, guided, self._to_device(scale))
         accepted: dict[int, Sequence[bool]] = {}
         if batch.flags.all_greedy and not batch.drafts:
-            codes = logits.argmax(dim=-1)
+            codes = highest(logits)
         else:
             of_tokens = {name: options[name][batch.images] for name in OPTION_DTYPES}
             sampling = SamplingBatch.of(of_tokens, batch.grid_positions, self._device, batch.flags)
@@ -74,7 +71,7 @@ class StepSampler:
                     kind,
                     drafts,
                     batch,
-                    logits[index],
+                    logits[index].float(),
                     codes[index],
                     self._read(drafts.previous),
                     sampling[index],
@@ -85,7 +82,7 @@ class StepSampler:
             codes[self._to_device(batch.given)] = self._read(batch.tokens[batch.given])
         self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))
         if batch.logprobs and self._table.scores is not None:
-            self._table.scores.view(-1, 2).index_copy_(0, tokens, score(logits, codes))
+            self._table.scores.view(-1, 2).index_copy_(0, tokens, score(logits.float(), codes))
         return accepted
 
     def _verify(
