@@ -6,7 +6,7 @@ brought to the device in one copy (:mod:`.header`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -156,33 +156,36 @@ class BatchBuilder:
             forgotten = tensors["forgotten"][: sum(map(len, arrays["forgotten"]))]
             self._table.flat_orders.index_fill_(0, forgotten, UNWRITTEN)
         samples.tensors.update(tensors)
-        return SentStep(step, tensors)
+        return SentStep(step, tensors, self._attention(step, tensors))
+
+    def _attention(self, step: HostStep, tensors: Mapping[str, torch.Tensor]) -> AttentionInputs:
+        table = self._table
+        return AttentionInputs(
+            positions=tensors["positions"],
+            limits=tensors["limits"],
+            slot_mapping=tensors["slots"],
+            lanes=step.lanes[0],
+            lane_starts=step.lanes[1],
+            last_positions=step.lanes[2],
+            num_decoding=step.num_decoding,
+            orders=table.orders,
+            block_table=table.block_table,
+            block_size=table.block_size,
+            tiling=step.tiling,
+            tile_table=tensors.get("tail"),
+        )
 
     def feed(self, sent: SentStep) -> StepBatch:
         """Read a step's input ids, and write the orders that the table does not have."""
-        table, step, tensors = self._table, sent.step, sent.tensors
-        positions, limits = tensors["positions"], tensors["limits"]
+        tensors, attention = sent.tensors, sent.attention
         if "marks" in tensors:
-            table.flat_orders[tensors["marks"]] = limits
+            self._table.flat_orders[tensors["marks"]] = attention.limits
         return StepBatch(
             input_ids=self._tokens.index_select(0, tensors["sources"]),
-            positions=tensors.get("model_positions", positions),
-            attention=AttentionInputs(
-                positions=positions,
-                limits=limits,
-                slot_mapping=tensors["slots"],
-                lanes=step.lanes[0],
-                lane_starts=step.lanes[1],
-                last_positions=step.lanes[2],
-                num_decoding=step.num_decoding,
-                orders=table.orders,
-                block_table=table.block_table,
-                block_size=table.block_size,
-                tiling=step.tiling,
-                tile_table=tensors.get("tail"),
-            ),
-            samples=step.samples,
-            embedded=step.embedded,
+            positions=tensors.get("model_positions", attention.positions),
+            attention=attention,
+            samples=sent.step.samples,
+            embedded=sent.step.embedded,
         )
 
     def build_widest(self, num_inputs: int, num_lanes: int) -> StepBatch:

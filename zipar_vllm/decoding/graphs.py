@@ -49,6 +49,9 @@ class StepGraphs:
     def __init__(self) -> None:
         self._captured: dict[tuple[int, int], Captured] = {}
 
+    def __len__(self) -> int:
+        return len(self._captured)
+
     def capture(self, tiling: Tiling, capacity: int, run: Callable[[], None], pool: Any) -> None:
         """Capture a step of some shape.
 

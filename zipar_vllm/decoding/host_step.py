@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from zipar_vllm.attention.interface import Tiling
+from zipar_vllm.attention.interface import AttentionInputs, Tiling
 
 from .policy import NO_INTS, IntArray
 from .samples import SampleBatch
@@ -53,7 +53,14 @@ class HostStep:
 
 @dataclass(frozen=True, slots=True)
 class SentStep:
-    """The same on its way: what is on the device of it, by field."""
+    """The same on its way.
+
+    Attributes:
+        step: As it was laid out.
+        tensors: What is on the device of it, by field.
+        attention: Who asks for what, for the attention kernel.
+    """
 
     step: HostStep
     tensors: Mapping[str, torch.Tensor]
+    attention: AttentionInputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ class StepSampler:
         fields: What it needs of each sample on the device, brought there with the step.
     """
 
-    fields: Mapping[str, Field] = {}
+    fields: Mapping[str, Field] = {"places": Field(np.int64)}
 
     def __init__(self, table: StateTable, vocabulary: Vocabulary, device: torch.device) -> None:
         self._table = table
@@ -40,8 +41,8 @@ class StepSampler:
         self._verifications: dict[type[Verification], Verification] = {}
 
     def columns(self, batch: SampleBatch) -> Mapping[str, NDArray[Any]]:
-        """Its fields."""
-        return {}
+        """Its fields: where the tokens go."""
+        return {"places": batch.tokens}
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
         """Sample a step's tokens.
@@ -77,7 +78,9 @@ class StepSampler:
                     sampling[index],
                 )
                 accepted |= verdicts
-        tokens = self._to_device(batch.tokens)
+        tokens = batch.tensors.get("places")
+        if tokens is None:  # part of a wide step
+            tokens = self._to_device(batch.tokens)
         if len(batch.given):
             codes[self._to_device(batch.given)] = self._read(batch.tokens[batch.given])
         self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))
