@@ -1,11 +1,11 @@
-"""Compare the engine's speed with another commit's, in alternating runs.
+"""Compare the engine's speed with another commit's, picture by picture.
 
     python -m benchmarks.compare HEAD~1
 
-Both trees run ``benchmarks.latency --engine zipar`` on the same machine and environment, one after
-the other and again, so that both see whatever else the machine does. A ratio above 1 means that
-this tree is faster. Writes ``benchmarks/results/compare.json`` and ``compare.md``; exits with 1 if
-a ratio is below ``--least``.
+Both trees' engines run beside one another, in the same environment, and draw in turns: whatever
+else the machine does in a minute, both see. A ratio above 1 means that this tree is faster. Writes
+``benchmarks/results/compare.json`` and ``compare.md``; exits with 1 if a ratio is below
+``--least``.
 """
 
 from __future__ import annotations
@@ -13,27 +13,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from math import sqrt
 from pathlib import Path
 
 from benchmarks.machine import machine_name
+from benchmarks.paired_engine import ANSWER
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
-from benchmarks.tether import run_tethered
 
 ROOT = Path(__file__).resolve().parent.parent
-Key = tuple[int, int, bool]
+PAUSE = 0.3
+"""Seconds between two draws: the threads of the engine that is done spin a while."""
+
+Setting = tuple[int, int, bool]
 """Window, requests at a time, guidance."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One setting: images per second of each round, and the median of the rounds' ratios."""
+    """One setting: seconds of both trees' draws, and the median of the pairs' ratios.
+
+    Attributes:
+        low, high: Where the true median is, at 95 % confidence.
+    """
 
     window: int
     requests: int
@@ -41,6 +51,8 @@ class Record:
     before: list[float]
     after: list[float]
     ratio: float
+    low: float
+    high: float
     commit: str
     machine: str
     command: str
@@ -59,35 +71,75 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(path)], check=True)
 
 
-def measure(tree: Path, options: argparse.Namespace) -> dict[Key, float]:
-    """Images per second of a tree, by setting."""
-    command = [sys.executable, "-m", "benchmarks.latency", "--engine", "zipar", "--json"]
-    command += ["--repeats", str(options.repeats), "--command", "compare"]
-    command += ["--windows", *map(str, options.windows)]
-    command += ["--requests", *map(str, options.requests)]
-    environment = os.environ | {"PYTHONPATH": str(tree), "VLLM_LOGGING_LEVEL": "ERROR"}
-    output = run_tethered(command, tree, environment)
-    line = next(x for x in reversed(output.splitlines()) if x.startswith('[{"mode"'))
-    return {
-        (row["window"], row["requests"], row["guidance"]): row["images_per_s"]
-        for row in json.loads(line)
-    }
+class Engine:
+    """The engine of a tree, in a process of its own."""
+
+    def __init__(self, tree: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "benchmarks" / "paired_engine.py")],
+            cwd=tree,
+            env=os.environ | {"PYTHONPATH": str(tree), "VLLM_LOGGING_LEVEL": "ERROR"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._answer()  # it is ready
+
+    def draw(self, setting: Setting) -> float:
+        """Seconds that it takes."""
+        assert self._process.stdin is not None
+        print(json.dumps(setting), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """End it, and all that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def _answer(self) -> float:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return float(line.removeprefix(ANSWER))
+        raise RuntimeError(f"an engine ended with code {self._process.wait()}")
 
 
-def make_records(
-    before: Sequence[Mapping[Key, float]],
-    after: Sequence[Mapping[Key, float]],
+def measure(engines: tuple[Engine, Engine], setting: Setting, pairs: int) -> list[list[float]]:
+    """Seconds of each engine's draws, taken in turns, each first in every other pair."""
+    seconds: list[list[float]] = [[], []]
+    for engine in engines:
+        engine.draw(setting)  # warms up
+    for number in range(pairs):
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
+            time.sleep(PAUSE)
+            seconds[which].append(engines[which].draw(setting))
+    return seconds
+
+
+def make_record(
+    setting: Setting,
+    before: Sequence[float],
+    after: Sequence[float],
     commit: str,
     machine: str,
     command: str,
-) -> list[Record]:
-    """One record per setting, from the rounds of both trees."""
-    records = []
-    for key in after[0]:
-        old, new = [r[key] for r in before], [r[key] for r in after]
-        ratio = statistics.median(n / o for n, o in zip(new, old, strict=True))
-        records.append(Record(*key, old, new, round(ratio, 3), commit, machine, command))
-    return records
+) -> Record:
+    """Summarise a setting; the interval is the binomial one of a median."""
+    ratios = sorted(old / new for old, new in zip(before, after, strict=True))
+    outside = max(0, int(len(ratios) / 2 - 0.98 * sqrt(len(ratios))))
+    return Record(
+        *setting,
+        before=[round(own, 4) for own in before],
+        after=[round(own, 4) for own in after],
+        ratio=round(statistics.median(ratios), 3),
+        low=round(ratios[outside], 3),
+        high=round(ratios[-1 - outside], 3),
+        commit=commit,
+        machine=machine,
+        command=command,
+    )
 
 
 def make_table(records: Sequence[Record]) -> str:
@@ -97,18 +149,19 @@ def make_table(records: Sequence[Record]) -> str:
             str(record.window),
             str(record.requests),
             "on" if record.guidance else "off",
-            f"{statistics.median(record.before):.3f}",
-            f"{statistics.median(record.after):.3f}",
+            f"{record.requests / statistics.median(record.before):.3f}",
+            f"{record.requests / statistics.median(record.after):.3f}",
             f"{record.ratio:.3f}",
+            f"{record.low:.3f} to {record.high:.3f}",
         ]
         for record in records
     ]
-    head = ["window", "at a time", "guidance", "images/s before", "after", "ratio"]
+    head = ["window", "at a time", "guidance", "images/s before", "after", "ratio", "95 %"]
     title = [
         f"# Compared with {first.commit}",
         "",
-        f"{first.machine}; `{first.command}`; {len(first.after)} rounds, alternating; the ratio is "
-        "the median of the rounds' own.",
+        f"{first.machine}; `{first.command}`; {len(first.after)} pairs of draws, in turns; the "
+        "ratio is the median of the pairs' own.",
         "",
     ]
     return "\n".join([*title, *markdown_table(head, rows)]) + "\n"
@@ -119,24 +172,26 @@ def main() -> None:
     parser.add_argument("commit")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 24])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=5, help="per setting and round")
-    parser.add_argument("--rounds", type=int, default=3, help="engine starts of each tree")
+    parser.add_argument("--pairs", type=int, default=20, help="draws of each tree, per setting")
     parser.add_argument("--least", type=float, default=0.97, help="ratio that is still good")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     revision = ["git", "-C", str(ROOT), "rev-parse", "--short", options.commit]
     commit = subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip()
-    before: list[dict[Key, float]] = []
-    after: list[dict[Key, float]] = []
-    with worktree(options.commit) as tree:
-        for number in range(options.rounds):
-            # First one first, then the other, so that neither always has the warmer machine.
-            for results, path in [(before, tree), (after, ROOT)][:: 1 if number % 2 == 0 else -1]:
-                results.append(measure(path, options))
-                print(f"round {number}: {path.name} {results[-1]}", file=sys.stderr, flush=True)
-    records = make_records(
-        before, after, commit, machine_name(), command_line("benchmarks.compare")
-    )
+    about = commit, machine_name(), command_line("benchmarks.compare")
+    records = []
+    with ExitStack() as stack:
+        tree = stack.enter_context(worktree(options.commit))
+        engines = Engine(tree), Engine(ROOT)
+        for engine in engines:
+            stack.callback(engine.close)
+        for guidance in (False, True):
+            for window in options.windows:
+                for requests in options.requests:
+                    setting = window, requests, guidance
+                    before, after = measure(engines, setting, options.pairs)
+                    records.append(make_record(setting, before, after, *about))
+                    print(f"{setting}: {records[-1].ratio}", file=sys.stderr, flush=True)
     write_results(options.output, "compare", [asdict(r) for r in records], make_table(records))
     print(make_table(records))
     if any(record.ratio < options.least for record in records):

@@ -1,21 +1,49 @@
 """The pure parts of the comparison with another commit."""
 
-from benchmarks.compare import make_records, make_table
+import pytest
 
-BEFORE = [{(4, 1, False): 2.0, (24, 16, True): 1.0}, {(4, 1, False): 4.0, (24, 16, True): 1.0}]
-AFTER = [{(4, 1, False): 3.0, (24, 16, True): 0.9}, {(4, 1, False): 4.0, (24, 16, True): 0.8}]
+from benchmarks.compare import make_record, make_table, measure
+
+ABOUT = "abc", "m", "c"
 
 
-def test_the_ratio_is_of_rounds_not_of_medians():
-    first, second = make_records(BEFORE, AFTER, "abc", "m", "c")
-    assert (first.window, first.requests, first.guidance) == (4, 1, False)
-    assert first.ratio == 1.25  # between 1.5 and 1.0
-    assert second.ratio == 0.85
-    assert second.after == [0.9, 0.8]
+def test_the_ratio_is_of_pairs_not_of_medians():
+    """The machine becomes four times slower; each pair sees it."""
+    record = make_record((4, 1, False), [1.0, 4.0, 4.0], [0.5, 2.0, 4.0], *ABOUT)
+    assert (record.window, record.requests, record.guidance) == (4, 1, False)
+    assert record.ratio == 2.0
+    assert (record.low, record.high) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(("pairs", "outside"), [(1, 0), (5, 0), (20, 5), (100, 40)])
+def test_the_interval_narrows_with_pairs(pairs, outside):
+    record = make_record((4, 1, False), [1.0 + n for n in range(pairs)], [1.0] * pairs, *ABOUT)
+    assert (record.low, record.high) == (1.0 + outside, float(pairs - outside))
+
+
+def test_engines_draw_in_turns(monkeypatch):
+    monkeypatch.setattr("benchmarks.compare.PAUSE", 0.0)
+    drawn = []
+
+    class Engine:
+        def __init__(self, name):
+            self.name = name
+
+        def draw(self, setting):
+            drawn.append(self.name)
+            return float(len(drawn))
+
+    seconds = measure((Engine("old"), Engine("new")), (4, 1, False), 2)
+    assert drawn == ["old", "new", "old", "new", "new", "old"]
+    assert seconds == [[3.0, 6.0], [4.0, 5.0]]
 
 
 def test_table():
-    text = make_table(make_records(BEFORE, AFTER, "abc", "m", "c"))
+    records = [
+        make_record((4, 1, False), [0.5] * 3, [0.25] * 3, *ABOUT),
+        make_record((24, 16, True), [8.0] * 3, [16.0] * 3, *ABOUT),
+    ]
+    text = make_table(records)
     assert "# Compared with abc" in text
-    assert "| 4 | 1 | off | 3.000 | 3.500 | 1.250 |" in text
-    assert "| 24 | 16 | on | 1.000 | 0.850 | 0.850 |" in text
+    assert "| 4 | 1 | off | 2.000 | 4.000 | 2.000 | 2.000 to 2.000 |" in text
+    assert "| 24 | 16 | on | 2.000 | 1.000 | 0.500 | 0.500 to 0.500 |" in text
