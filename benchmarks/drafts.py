@@ -31,7 +31,8 @@ DRAFTS: tuple[int | str, ...] = (0, 4, 8, 16, "auto")
 class Record:
     """One setting; passes and accepted drafts are means, seconds of all images a median.
 
-    ``speedup`` is beside no drafts, ``beside_stock`` beside stock vLLM with as many requests.
+    ``speedup`` is beside no drafts, the median of the rounds' own ratios, ``beside_stock`` beside
+    stock vLLM with as many requests.
     """
 
     window: int
@@ -63,7 +64,7 @@ def measure(
     runs: dict[int | str, list[list[DecodedImage]]] = {number: [] for number in drafts}
     count = len(prompts)
     for round_ in range(rounds + 1):  # the first warms up
-        for number in drafts:
+        for number in drafts if round_ % 2 else reversed(drafts):
             images = llm.prepare(
                 prompts,
                 seed=list(range(round_ * count, (round_ + 1) * count)),
@@ -76,12 +77,13 @@ def measure(
                 runs[number].append(decoded)
     plain = runs[drafts[0]]
     seconds = {
-        number: statistics.median(max(image.seconds for image in run) for run in own)
-        for number, own in runs.items()
+        number: [max(image.seconds for image in run) for run in own] for number, own in runs.items()
     }
     records = []
     for number, own in runs.items():
         done = [image for run in own for image in run]
+        median = statistics.median(seconds[number])
+        pairs = zip(seconds[drafts[0]], seconds[number], strict=True)
         shares = [image.accepted_drafts for image in done if image.accepted_drafts is not None]
         records.append(
             Record(
@@ -89,10 +91,10 @@ def measure(
                 requests=count,
                 drafts=number,
                 passes=statistics.mean(image.steps for image in done),
-                seconds=seconds[number],
-                images_per_s=count / seconds[number],
-                speedup=seconds[drafts[0]] / seconds[number],
-                beside_stock=count / seconds[number] / stock if stock else None,
+                seconds=median,
+                images_per_s=count / median,
+                speedup=statistics.median(without / own for without, own in pairs),
+                beside_stock=count / median / stock if stock else None,
                 accepted=statistics.mean(shares) if shares else None,
                 same_pictures=sum(
                     one.tokens == other.tokens
@@ -139,8 +141,9 @@ def make_table(records: Sequence[Record], circumstances: str) -> str:
         "",
         circumstances,
         "",
-        "Passes are means per image; seconds are of all requests together, a median; stock vLLM",
-        "drew as many pictures just before; accepted is the share of drafts that were right; same",
+        "Passes are means per image; seconds are of all requests together, a median; beside no",
+        "drafts is the median of the rounds' own ratios; stock vLLM drew as many pictures just",
+        "before; accepted is the share of drafts that were right; same",
         "counts the pictures that are those without drafts, token for token.",
         "",
         *markdown_table(head, rows),
@@ -171,7 +174,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 24])
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--drafts", nargs="+", default=[str(number) for number in DRAFTS])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--temperature", type=float, help="the model's default if not given")
     parser.add_argument("--dtype", default="bfloat16" if has_bfloat16() else "float32")
     parser.add_argument("--no-stock", action="store_true", help="not beside stock vLLM")
