@@ -1,4 +1,4 @@
-"""A language model with a part of its head: the rows of the image tokens alone."""
+"""What the families' vLLM classes are made of: a language model without its own head."""
 
 from __future__ import annotations
 
@@ -17,8 +17,38 @@ from ..vllm_models import (
 )
 
 
-class ImageHeadModel(nn.Module, SupportsQuant):  # type: ignore[misc]
-    """What a family's vLLM class is made of: a body of vLLM's and that head.
+class BodyModel(nn.Module, SupportsQuant):  # type: ignore[misc]
+    """A body of vLLM's; the head is the subclass's.
+
+    Args:
+        model: The body.
+    """
+
+    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Input embeddings of text and image tokens."""
+        return self.model.embed_input_ids(input_ids)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states, ``[n, width]``."""
+        return self.model(  # type: ignore[no-any-return]
+            input_ids, positions, intermediate_tensors, inputs_embeds
+        )
+
+
+class ImageHeadModel(BodyModel):
+    """A body, and a part of its head: the rows of the image tokens alone.
 
     Args:
         model: The body.
@@ -36,32 +66,13 @@ class ImageHeadModel(nn.Module, SupportsQuant):  # type: ignore[misc]
     HEAD = "lm_head.weight"
     LEFT_OUT: tuple[str, ...] = ()
 
-    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
-
     def __init__(self, model: nn.Module, width: int, image_ids: range, prefix: str) -> None:
-        super().__init__()
-        self.model: Any = model
+        super().__init__(model)
         self._image_ids = slice(image_ids.start, image_ids.stop)
         self.lm_head = ParallelLMHead(
             len(image_ids), width, prefix=maybe_prefix(prefix, self.HEAD.removesuffix(".weight"))
         )
         self.logits_processor = LogitsProcessor(len(image_ids))
-
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Input embeddings of text and image tokens."""
-        return self.model.embed_input_ids(input_ids)  # type: ignore[no-any-return]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states, ``[n, width]``."""
-        return self.model(  # type: ignore[no-any-return]
-            input_ids, positions, intermediate_tensors, inputs_embeds
-        )
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logits by code, ``[n, num_codes]``; on the first rank."""

@@ -16,14 +16,13 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP
 
 from ..vllm_models import (
     AutoWeightsLoader,
-    LlamaForCausalLM,
     LlamaModel,
     LogitsProcessor,
     ParallelLMHead,
-    SupportsQuant,
     VllmConfig,
     maybe_prefix,
 )
+from .image_head import BodyModel
 
 BODY = "model.language_model."
 HEAD = "model.generation_head."
@@ -56,7 +55,7 @@ class GenerationHead(nn.Module):
         return logits
 
 
-class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
+class JanusForImageGeneration(BodyModel):
     """Janus-Pro without its image understanding and its text head.
 
     Code k has the id ``text vocabulary + k``. What Janus feeds for it, its generation embedding
@@ -64,36 +63,19 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
     table behind the text's.
     """
 
-    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
-
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__()
         config = vllm_config.model_config.hf_config
-        self.config = config
         body = copy.deepcopy(config.text_config)
         body.vocab_size += config.vq_config.num_embeddings
-        self.model = LlamaModel(
-            vllm_config=vllm_config.with_hf_config(body),
-            prefix=maybe_prefix(prefix, "model.language_model"),
+        super().__init__(
+            LlamaModel(
+                vllm_config=vllm_config.with_hf_config(body),
+                prefix=maybe_prefix(prefix, "model.language_model"),
+            )
         )
+        self.config = config
         self.generation_head = GenerationHead(
             config.vq_config, maybe_prefix(prefix, "model.generation_head")
-        )
-
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Input embeddings of text and image tokens."""
-        return self.model.embed_input_ids(input_ids)  # type: ignore[no-any-return]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Hidden states, ``[n, hidden]``."""
-        return self.model(  # type: ignore[no-any-return]
-            input_ids, positions, intermediate_tensors, inputs_embeds
         )
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
