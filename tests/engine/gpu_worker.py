@@ -19,7 +19,14 @@ from vllm.utils import flashinfer as vllm_flashinfer
 from vllm.v1.worker import gpu_worker
 
 from tests.engine.conftest import Engine, start_engine
+from tests.recorded import RecordedGraph, recorded_graphs
+from zipar_vllm.attention.triton_attention import TritonAttention
+from zipar_vllm.decoding import decoder
 from zipar_vllm.decoding.batch import StepBatch
+from zipar_vllm.decoding.triton_sampler import TritonSampler
+from zipar_vllm.engine import model_runner
+from zipar_vllm.engine.model_runner import ImageModelRunner
+from zipar_vllm.engine.vllm_api import CompilationMode
 from zipar_vllm.engine.worker import ZipARWorker
 
 MEMORY = 8 << 30
@@ -127,3 +134,32 @@ def start_gpu_worker(path: Path, **overrides: Any) -> Engine:
     worker = f"{GPUWorkerOnCPU.__module__}.{GPUWorkerOnCPU.__name__}"
     with scheduling_ahead():
         return start_engine(path, worker_cls=worker, **overrides)
+
+
+def start_captured(path: Path, **overrides: Any) -> tuple[Engine, list[RecordedGraph]]:
+    """An engine like that with the GPU's kernels, all of whose steps a recorder has captured.
+
+    Nothing is profiled or timed, which takes long under Triton's interpreter.
+
+    Returns:
+        The engine, and what it has replayed so far.
+    """
+
+    def kernel(device: torch.device, dtype: torch.dtype, group: int, size: int, _: int) -> Any:
+        return TritonAttention(group, size, dtype, device, part_keys=64)
+
+    uncompiled = {"enforce_eager": False, "compilation_config": {"mode": CompilationMode.NONE}}
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (decoder, "select_sampler", TritonSampler),
+            (model_runner, "select_kernel", kernel),
+            (model_runner, "graph_capture", lambda device: contextlib.nullcontext()),
+            (ImageModelRunner, "profile_run", lambda self, **options: None),
+            (ImageModelRunner, "measure_pass_cost", lambda self: None),
+            (CpuPlatform, "graph_pool_handle", lambda self: None),
+            (torch.cuda, "empty_cache", lambda: None),
+            (torch.cuda, "mem_get_info", lambda device: (MEMORY, MEMORY)),
+        ):
+            stack.enter_context(patch.object(owner, name, replacement, create=True))
+        replayed = stack.enter_context(recorded_graphs())
+        return start_gpu_worker(path, **uncompiled, **overrides), replayed
