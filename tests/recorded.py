@@ -29,6 +29,8 @@ ON_HOST: set[Any] = {
     *(torch.tensor, torch.as_tensor),
 }
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+COMPILED = {"aten", "prims", "_C"}
+"""Namespaces of operators written in C++: torch's own and vLLM's."""
 UNSET = {aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided}
 
 
@@ -57,7 +59,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace not in ("aten", "prims"):
+        if func.namespace not in COMPILED:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
         if _depends_on_contents(func, args):

@@ -125,7 +125,7 @@ class SamplingVariant:
             _meta(64, dtype=torch.int32),
             _meta(8, VOCABULARIES[self.model], dtype=torch.float32),
             512,
-            _meta(64, dtype=torch.int8),
+            _meta(64, dtype=torch.int32),
         )
         triton_sampling.sample(
             _meta(128, VOCABULARIES[self.model], dtype=self.dtype),

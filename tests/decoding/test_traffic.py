@@ -16,7 +16,7 @@ from tests.traffic import Traffic
 from zipar_vllm.attention.interface import NotTiled
 from zipar_vllm.core.transfer import to_host
 from zipar_vllm.core.vocabulary import Vocabulary
-from zipar_vllm.decoding import decoder, triton_sampler, triton_sampling
+from zipar_vllm.decoding import decoder, samples, triton_sampler, triton_sampling
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
 from zipar_vllm.decoding.job import ImageJob
@@ -63,9 +63,11 @@ class Decoder:
         )
         self._names: list[str] = []
         self._drafts: dict[str, int] = {}
+        self.drawn: list[tuple[int, bool]] = []
 
-    def _launch(self, *args: Any) -> None:
+    def _launch(self, logits: torch.Tensor, columns: Any, *others: Any) -> None:
         self.traffic.launches += 1
+        self.drawn.append((len(columns.places), others[-1] is not None))
 
     def _wait(self, verdicts: torch.Tensor) -> torch.Tensor:
         """As the real one: a copy out and an event; no draft is accepted."""
@@ -136,6 +138,27 @@ def test_a_step_of_drafts(monkeypatch: pytest.MonkeyPatch, terminated: bool) -> 
     assert set(images.steps(6)) == {(1, 1, 1, 4)}
     images.add(make_image(terminated, window=2, policy=ADAPTIVE))
     assert set(images.steps(3)) == {(1, 1, 1, 5)}
+
+
+@TERMINATED
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_wide_step(monkeypatch: pytest.MonkeyPatch, terminated: bool, drafts: int) -> None:
+    """Copied and waited for as little; launched per part: logits chosen, drafts, tokens drawn."""
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 3)
+    images = Decoder(monkeypatch, terminated)
+    for _ in range(2):
+        images.add(make_image(terminated, window=1, drafts=drafts, **GUIDED))
+    images.add(make_image(terminated, window=1, temperature=1.0))
+    images.steps(4)
+    for _ in range(6):
+        images.drawn.clear()
+        [step] = images.steps(1)
+        parts, with_drafts = len(images.drawn), sum(has_drafts for _, has_drafts in images.drawn)
+        assert [count for count, _ in images.drawn[:-1]] == [3] * (parts - 1)
+        assert parts > 2
+        assert (with_drafts > 0) == (drafts > 0)
+        has_drafts = int(drafts > 0)
+        assert step == (1, has_drafts, has_drafts, 1 + 2 * parts + with_drafts)
 
 
 @TERMINATED

@@ -274,7 +274,7 @@ def test_drafts_are_verified_as_elsewhere(spread: float) -> None:
         attempts=torch.zeros(n, dtype=torch.int32, device=DEVICE),
         predictions=torch.full((n, num_codes), float("nan"), device=DEVICE),
         image_tokens=4,
-        verdicts=torch.full((n + 1,), -9, dtype=torch.int8, device=DEVICE),
+        verdicts=torch.full((n + 1,), -9, dtype=torch.int32, device=DEVICE),
     )
     drawn = with_drafts(first, tokens, drafts)
     assert drawn.tolist() == first.expected().tolist()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.cases import NEGATIVE, make_image
 from zipar_vllm.attention.torch_attention import TorchAttention
-from zipar_vllm.core.sampling import SamplingBatch
+from zipar_vllm.core.sampling import SamplingBatch, SamplingFlags
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding import samples
 from zipar_vllm.decoding.adaptive_window import RejectionSampling
-from zipar_vllm.decoding.batch import StepBatch
+from zipar_vllm.decoding.batch import BatchBuilder, StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.host_step import HostStep
+from zipar_vllm.decoding.job import ImageJob
+from zipar_vllm.decoding.policy import NO_INTS
+from zipar_vllm.decoding.sampler import StepSampler
+from zipar_vllm.decoding.samples import MAX_SAMPLES, DraftBatch, SampleBatch
+from zipar_vllm.decoding.table import StateTable
+from zipar_vllm.decoding.triton_sampler import TritonSampler
 from zipar_vllm.prepare import ADAPTIVE
 
 from .room import Decoded, Room
@@ -70,6 +79,67 @@ class Recorder:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         self.rows = len(hidden)
         return torch.randn(len(hidden), COLUMNS)
+
+
+def test_one_part_s_logits_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_SAMPLES", 2)
+    drawn: list[weakref.ref[torch.Tensor]] = []
+    sample = StepSampler.sample
+
+    def record(self: StepSampler, logits: torch.Tensor, batch: SampleBatch) -> Any:
+        drawn.append(weakref.ref(logits))
+        return sample(self, logits, batch)
+
+    class Model(Recorder):
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            assert all(own() is None for own in drawn)
+            return super().logits(hidden)
+
+    monkeypatch.setattr(StepSampler, "sample", record)
+    device, vocabulary, model = torch.device("cpu"), Vocabulary(32, CODES), Model()
+    decoder = ImageDecoder(
+        max_images=1, max_tokens=64, block_size=16, vocabulary=vocabulary, device=device
+    )
+    image = make_image(False, 8, 4, window=1)
+    prompt = image.prompts.conditional
+    decoder.add("image", ImageJob(image.grid, image.params, (len(prompt),)), prompt, [0, 1, 2])
+    for count in (len(prompt), *[1] * 10):
+        decoder.step({"image": count}, model)
+    assert len(drawn) > 11
+
+
+def test_parts_see_their_own_of_what_was_sent_together() -> None:
+    """Where Triton compiles for it, at multiples of 16 bytes: no part is compiled for anew."""
+    rng, device, count = np.random.default_rng(0), torch.device("cpu"), 2 * MAX_SAMPLES + 70
+    vocabulary = Vocabulary(32, CODES)
+    table = StateTable(4, 400, 16, vocabulary, device)
+    for column in table.options.values():
+        column[:] = rng.integers(1, 9, 4)
+    sampler = TritonSampler(table, vocabulary, device)
+    guided = np.flatnonzero(rng.random(count) < 0.5)
+    entries = np.flatnonzero(np.arange(count) // MAX_SAMPLES != 1)[::3]  # none in the second part
+    drafts = DraftBatch(entries, entries + 1, entries + 2)
+    batch = SampleBatch(
+        inputs=rng.permutation(count + len(guided)),
+        guided=guided,
+        images=rng.integers(0, 4, count),
+        tokens=np.arange(count),
+        grid_positions=rng.integers(0, 400, count),
+        flags=SamplingFlags(all_greedy=False),
+        drafts={RejectionSampling: drafts},
+        logprobs=False,
+        given=np.arange(0, count, 5),
+    )
+    step = HostStep({}, (NO_INTS, np.zeros(1, dtype=np.int64), NO_INTS), 0, None, batch)
+    sent = BatchBuilder(table, sampler, device).send(step, capacity=2048)
+    assert [len(part) for part in sent.parts] == [MAX_SAMPLES, MAX_SAMPLES, 70]
+    assert ["attempts" in part.tensors for part in sent.parts] == [True, False, True]
+    for part in sent.parts:
+        assert part.tensors["rows"].tolist() == part.inputs.tolist()
+        for name, column in sampler.columns(part).items():
+            own = part.tensors[name]
+            assert own.tolist() == column.tolist(), name
+            assert own.data_ptr() % 16 == 0, name
 
 
 @pytest.mark.parametrize(

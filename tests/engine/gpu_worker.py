@@ -1,6 +1,4 @@
-"""Draw with vLLM's GPU worker over CPU tensors: ``gpu_worker.py MODEL``.
-
-Prints JSON: the steps that memory was measured over, as inputs and lanes, and the tokens by image.
+"""vLLM's GPU worker over CPU tensors.
 
 The worker's own code runs, start to end; what asks for a CUDA device is answered in its place.
 """
@@ -8,8 +6,6 @@ The worker's own code runs, start to end; what asks for a CUDA device is answere
 from __future__ import annotations
 
 import contextlib
-import json
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +18,18 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.utils import flashinfer as vllm_flashinfer
 from vllm.v1.worker import gpu_worker
 
-from tests.cases import NEGATIVE, make_image
-from tests.engine.conftest import start_engine
+from tests.engine.conftest import Engine, start_engine
+from tests.recorded import RecordedGraph, recorded_graphs
+from zipar_vllm.attention.triton_attention import TritonAttention
+from zipar_vllm.decoding import decoder
 from zipar_vllm.decoding.batch import StepBatch
+from zipar_vllm.decoding.triton_sampler import TritonSampler
+from zipar_vllm.engine import model_runner
+from zipar_vllm.engine.model_runner import ImageModelRunner
+from zipar_vllm.engine.vllm_api import CompilationMode
 from zipar_vllm.engine.worker import ZipARWorker
-from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 MEMORY = 8 << 30
-PROFILED: list[tuple[int, int]] = []
 
 MINIMAX = "vllm.model_executor.warmup.minimax_m3_msa_warmup"
 OTHER_MODELS = (
@@ -44,7 +44,13 @@ OTHER_MODELS = (
 
 
 class GPUWorkerOnCPU(ZipARWorker):
-    """The GPU worker, but for the device that it would set up."""
+    """The GPU worker, but for the device that it would set up.
+
+    Attributes:
+        profiled: The steps that memory was measured over, as inputs and lanes.
+    """
+
+    profiled: list[tuple[int, int]]
 
     def init_device(self) -> None:
         self.device = torch.device("cpu")
@@ -56,10 +62,10 @@ class GPUWorkerOnCPU(ZipARWorker):
         self._init_workspace_and_model_runner()
 
     def determine_available_memory(self) -> int:
-        run = self.model_runner.forward
+        run, self.profiled = self.model_runner.forward, []
 
         def record(step: StepBatch) -> torch.Tensor:
-            PROFILED.append((step.num_inputs, len(step.attention.lanes)))
+            self.profiled.append((step.num_inputs, len(step.attention.lanes)))
             hidden: torch.Tensor = run(step)
             return hidden
 
@@ -123,54 +129,37 @@ def scheduling_ahead() -> Iterator[None]:
         yield
 
 
-ABORTED = [str(number) for number in range(9, 102, 9)]
-
-
-def images(terminated: bool) -> list[PreparedImage]:
-    """One of a fixed window, one of an adaptive one, both guided; and a hundred small ones."""
-    guided: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0}
-    sampled = {"temperature": 1.0, "seed": 3}
-    found = [
-        make_image(terminated, window=4, **guided, **sampled),
-        make_image(terminated, policy=ADAPTIVE, **guided, **sampled),
-    ]
-    chance = random.Random(7)
-    for seed in range(100):
-        columns = chance.randint(1, 5)
-        found.append(
-            make_image(
-                terminated,
-                chance.randint(1, 4),
-                columns,
-                window=chance.randint(1, columns),
-                policy=chance.choice(["fixed_window", "fixed_window", ADAPTIVE]),
-                temperature=chance.choice([0.0, 1.0]),
-                top_k=chance.choice([0, 20]),
-                seed=seed,
-                **(guided if chance.random() < 0.5 else {}),
-            )
-        )
-    return found
-
-
-def main(path: Path) -> None:
+def start_gpu_worker(path: Path, **overrides: Any) -> Engine:
+    """An engine whose worker is the GPU's, and whose steps are scheduled ahead."""
     worker = f"{GPUWorkerOnCPU.__module__}.{GPUWorkerOnCPU.__name__}"
     with scheduling_ahead():
-        engine = start_engine(path, worker_cls=worker, max_num_seqs=4)
-    assert engine.core.batch_queue_size == 2
-    free = engine.free_blocks
-    for number, image in enumerate(images(engine.terminated)):
-        engine.add(str(number), image)
-    for name in ABORTED:  # some wait, some run
-        for _ in range(8):
-            engine.step()
-        engine.abort(name)
-    engine.run()
-    assert engine.free_blocks == free
-    drawn = {name: [own.tokens, own.steps] for name, own in engine.outputs.items()}
-    engine.core.shutdown()
-    print(json.dumps({"profiled": PROFILED, "drawn": drawn}))
+        return start_engine(path, worker_cls=worker, **overrides)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def start_captured(path: Path, **overrides: Any) -> tuple[Engine, list[RecordedGraph]]:
+    """An engine like that with the GPU's kernels, all of whose steps a recorder has captured.
+
+    Nothing is profiled or timed, which takes long under Triton's interpreter.
+
+    Returns:
+        The engine, and what it has replayed so far.
+    """
+
+    def kernel(device: torch.device, dtype: torch.dtype, group: int, size: int, _: int) -> Any:
+        return TritonAttention(group, size, dtype, device, part_keys=64)
+
+    uncompiled = {"enforce_eager": False, "compilation_config": {"mode": CompilationMode.NONE}}
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (decoder, "select_sampler", TritonSampler),
+            (model_runner, "select_kernel", kernel),
+            (model_runner, "graph_capture", lambda device: contextlib.nullcontext()),
+            (ImageModelRunner, "profile_run", lambda self, **options: None),
+            (ImageModelRunner, "measure_pass_cost", lambda self: None),
+            (CpuPlatform, "graph_pool_handle", lambda self: None),
+            (torch.cuda, "empty_cache", lambda: None),
+            (torch.cuda, "mem_get_info", lambda device: (MEMORY, MEMORY)),
+        ):
+            stack.enter_context(patch.object(owner, name, replacement, create=True))
+        replayed = stack.enter_context(recorded_graphs())
+        return start_gpu_worker(path, **uncompiled, **overrides), replayed

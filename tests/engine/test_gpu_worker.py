@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from tests.cases import NEGATIVE, make_image
+from zipar_vllm.prepare import ADAPTIVE
+
 from .conftest import Engine
-from .gpu_worker import ABORTED, images
+from .gpu_worker import start_gpu_worker
 
 pytestmark = pytest.mark.engine
 
 
 def test_the_gpu_worker_draws_what_the_cpu_worker_draws(engines: Callable[[bool], Engine]) -> None:
+    """A fixed window beside an adaptive one; a hundred more in ``test_scheduling_ahead.py``."""
     engine = engines(True)
-    command = [sys.executable, "-m", "tests.engine.gpu_worker", str(engine.path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    report = json.loads(result.stdout.splitlines()[-1])
+    on_gpu = start_gpu_worker(engine.path, max_num_seqs=4)
+    executor = on_gpu.core.model_executor
     # Four images of two lanes each: from the token budget down, as long as all of them take part.
-    assert report["profiled"] == [[inputs, 8] for inputs in (256, 128, 64, 32, 16, 8)]
-    for number, image in enumerate(images(engine.terminated)):
-        engine.add(str(number), image)
-    engine.run()
-    # There, each step is planned before the last one's outcome is known; here, none is.
-    drawn, names = report["drawn"], map(str, range(len(images(engine.terminated))))
-    expected = {name: [own.tokens, own.steps] for name in names for own in [engine.outputs[name]]}
-    assert drawn.items() <= expected.items()
-    missing = expected.keys() - drawn.keys()
-    assert len(missing) > len(ABORTED) // 2
-    assert missing <= set(ABORTED)
+    profiled = executor.driver_worker.worker.profiled
+    assert profiled == [(inputs, 8) for inputs in (256, 128, 64, 32, 16, 8)]
+    options: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 2.0, "temperature": 1.0}
+    images = {
+        "fixed": make_image(True, window=4, seed=3, **options),
+        "adaptive": make_image(True, policy=ADAPTIVE, seed=3, **options),
+    }
+    for name, image in images.items():
+        on_gpu.add(name, image)
+    on_gpu.run()
+    assert on_gpu.outputs == {name: engine.generate(image) for name, image in images.items()}
+    executor.shutdown()
+    assert not on_gpu.runner.kv_caches

@@ -1,4 +1,4 @@
-"""How vLLM's hooks have steps captured; what is captured is tested in tests/decoding."""
+"""How vLLM's hooks have steps captured; for what is captured see test_captured_models.py."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ brought to the device in one copy (:mod:`.header`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from zipar_vllm.attention.interface import AttentionInputs, AttentionKernel
-from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.visibility import UNWRITTEN
 
 from .header import Field, StepHeader, join
@@ -35,14 +35,14 @@ class StepBatch:
         input_ids: int64 ``[inputs]`` on the device.
         positions: int64 ``[inputs]`` on the device, as the model counts them.
         attention: Who asks for what, for the attention kernel.
-        samples: What is sampled.
+        parts: What is sampled, as much as is drawn at once in each.
         embedded: Embeddings that are fed in place of ids, each with the first input they are of.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     attention: AttentionInputs
-    samples: SampleBatch
+    parts: Sequence[SampleBatch]
     embedded: Sequence[tuple[int, torch.Tensor]] = ()
 
     @property
@@ -78,7 +78,6 @@ class BatchBuilder:
     def __init__(self, table: StateTable, sampler: StepSampler, device: torch.device) -> None:
         self._table = table
         self._sampler = sampler
-        self._device = device
         self._tokens = table.tokens.view(-1)
         fields = {**FIELDS, **sampler.fields}
         if not table.has_model_positions:
@@ -145,18 +144,25 @@ class BatchBuilder:
             step: As it was laid out.
             capacity: Of a captured step: then all its tensors are as long, and the same each time.
         """
-        arrays, samples = dict(step.arrays), step.samples
-        if len(samples) > 0 and not samples.is_wide:  # else each part brings its own
-            arrays["rows"] = [samples.inputs]
-            arrays |= {name: [own] for name, own in self._sampler.columns(samples).items()}
+        arrays, parts = dict(step.arrays), step.samples.parts()
+        columns = [{"rows": part.inputs, **self._sampler.columns(part)} for part in parts]
+        for own in columns:
+            for name, column in own.items():
+                arrays[name] = [*arrays.get(name, ()), column]
         table = step.tiling.table if step.tiling else None
         tensors = self._header.send(arrays, table, capacity)
         if "forgotten" in arrays:
             # Filled, not assigned: CUDA waits for the number's copy where one is assigned.
             forgotten = tensors["forgotten"][: sum(map(len, arrays["forgotten"]))]
             self._table.flat_orders.index_fill_(0, forgotten, UNWRITTEN)
-        samples.tensors.update(tensors)
-        return SentStep(step, tensors, self._attention(step, tensors))
+        step.samples.tensors.update(tensors)
+        if len(parts) > 1:
+            starts = Counter[str]()
+            for part, own in zip(parts, columns, strict=True):
+                for name, column in own.items():
+                    part.tensors[name] = tensors[name].narrow(0, starts[name], len(column))
+                    starts[name] += len(column)
+        return SentStep(step, tensors, parts, self._attention(step, tensors))
 
     def _attention(self, step: HostStep, tensors: Mapping[str, torch.Tensor]) -> AttentionInputs:
         table = self._table
@@ -184,11 +190,11 @@ class BatchBuilder:
             input_ids=self._tokens.index_select(0, tensors["sources"]),
             positions=tensors.get("model_positions", attention.positions),
             attention=attention,
-            samples=sent.step.samples,
+            parts=sent.parts,
             embedded=sent.step.embedded,
         )
 
-    def build_widest(self, num_inputs: int, num_lanes: int) -> StepBatch:
+    def lay_out_widest(self, num_inputs: int, num_lanes: int, kernel: AttentionKernel) -> HostStep:
         """Lay out a step for which nothing needs to be known of any image.
 
         Its lanes have the longest length and look at all of it; what is sampled is guided, cut,
@@ -199,27 +205,18 @@ class BatchBuilder:
         num_lanes = min(num_lanes, num_inputs, len(table.block_table))
         counts = np.diff(np.arange(num_lanes + 1) * num_inputs // num_lanes).clip(max=longest)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        positions = self._to_device(
-            np.concatenate([np.arange(longest - count, longest) for count in counts])
-        )
-        zeros = torch.zeros_like(positions)
-        return StepBatch(
-            input_ids=zeros,
-            positions=positions,
-            attention=AttentionInputs(
-                positions=positions,
-                limits=torch.full_like(positions, UNWRITTEN, dtype=torch.int32),
-                slot_mapping=zeros,
-                lanes=np.arange(num_lanes),
-                lane_starts=starts,
-                last_positions=np.full(num_lanes, longest - 1),
-                num_decoding=num_lanes,
-                orders=table.orders,
-                block_table=table.block_table,
-                block_size=table.block_size,
-            ),
+        lanes = (np.arange(num_lanes), starts, np.full(num_lanes, longest - 1))
+        positions = np.concatenate([np.arange(longest - count, longest) for count in counts])
+        zeros = np.zeros_like(positions)
+        return HostStep(
+            arrays={
+                "sources": [zeros],
+                "positions": [positions],
+                "slots": [zeros],
+                "limits": [np.full_like(positions, UNWRITTEN)],
+            },
+            lanes=lanes,
+            num_decoding=num_lanes,
+            tiling=kernel.tile(*lanes),
             samples=SampleBatch.widest(len(positions), table.max_images),
         )
-
-    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        return to_device(array, self._device)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 
 from zipar_vllm.attention.interface import AttentionKernel
-from zipar_vllm.core.transfer import to_device
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.models.base import Positions
 
@@ -187,9 +186,8 @@ class ImageDecoder:
         """
         self.table.allocate_scores()
         self.table.tokens.fill_(self._vocabulary.first_id)  # what drafts are compared with
-        batch = self._batches.build_widest(num_inputs, num_lanes)
-        hidden = model.forward(batch)
-        self._sampler.sample(self._logits(model, hidden, batch.samples), batch.samples)
+        widest = self._batches.lay_out_widest(num_inputs, num_lanes, model.kernel)
+        self._run(self._batches.send(widest), model)
 
     def _is_laid_out_ahead(self, image: ImageState) -> bool:
         """Whether several steps may be laid out before the first one is taken.
@@ -247,16 +245,23 @@ class ImageDecoder:
         batch = self._batches.feed(sent)
         self.times.end("prepare")
         hidden = model.forward(batch)
-        accepted: dict[int, list[bool]] = {}
-        if len(batch.samples):  # else the prompts of these images go on in the next step
-            for samples in batch.samples.parts():
-                logits = self._logits(model, hidden, samples)
-                self.times.end("forward")
-                for index, verdicts in self._sampler.sample(logits, samples).items():
-                    accepted.setdefault(index, []).extend(verdicts)
-                self.times.end("sample")
-        else:
+        if not len(sent.step.samples):  # the prompts of these images go on in the next step
             self.times.end("forward")
+            return {}
+        accepted: dict[int, list[bool]] = {}
+        for part in batch.parts:
+            for index, verdicts in self._sample(model, hidden, part).items():
+                accepted.setdefault(index, []).extend(verdicts)
+        return {**accepted, **self._sampler.verdicts(sent.step.samples)}
+
+    def _sample(
+        self, model: StepModel, hidden: torch.Tensor, part: SampleBatch
+    ) -> Mapping[int, Sequence[bool]]:
+        """Sample as much as is drawn at once; its logits are gone before there are others."""
+        logits = self._logits(model, hidden, part)
+        self.times.end("forward")
+        accepted = self._sampler.sample(logits, part)
+        self.times.end("sample")
         return accepted
 
     def _replay(self, graph: Captured, samples: SampleBatch) -> Mapping[int, Sequence[bool]]:
@@ -288,15 +293,14 @@ class ImageDecoder:
     def _draw(self, model: StepModel, sent: SentStep) -> None:
         """All launches of a step."""
         batch = self._batches.feed(sent)
-        logits = self._logits(model, model.forward(batch), batch.samples)
-        cast("TritonSampler", self._sampler).draw(logits, batch.samples)
+        [part] = batch.parts
+        logits = self._logits(model, model.forward(batch), part)
+        cast("TritonSampler", self._sampler).draw(logits, part)
 
-    def _logits(self, model: StepModel, hidden: torch.Tensor, samples: SampleBatch) -> torch.Tensor:
+    def _logits(self, model: StepModel, hidden: torch.Tensor, part: SampleBatch) -> torch.Tensor:
         """Logits of what is sampled from: ``[inputs of the samples, num_codes]``."""
-        rows = samples.tensors.get("rows")
-        if rows is None:
-            rows = to_device(samples.inputs, self._device)
-        return self._vocabulary.select(model.logits(hidden.index_select(0, rows)))
+        rows = hidden.index_select(0, part.tensors["rows"])
+        return self._vocabulary.select(model.logits(rows))
 
     def _result(self, images: list[ImageState], num_sampled: int) -> StepResult:
         releases, active_rows, counts = [], 0, {}

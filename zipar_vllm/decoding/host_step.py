@@ -58,9 +58,11 @@ class SentStep:
     Attributes:
         step: As it was laid out.
         tensors: What is on the device of it, by field.
+        parts: Its samples, as many as are drawn at once in each; with their tensors.
         attention: Who asks for what, for the attention kernel.
     """
 
     step: HostStep
     tensors: Mapping[str, torch.Tensor]
+    parts: Sequence[SampleBatch]
     attention: AttentionInputs

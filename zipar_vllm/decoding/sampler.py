@@ -44,6 +44,10 @@ class StepSampler:
         """Its fields: where the tokens go."""
         return {"places": batch.tokens}
 
+    def verdicts(self, batch: SampleBatch) -> Mapping[int, Sequence[bool]]:
+        """Those on a whole step's drafts that :meth:`sample` left on the device."""
+        return {}
+
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
         """Sample a step's tokens.
 
@@ -52,7 +56,7 @@ class StepSampler:
             batch: What is sampled.
 
         Returns:
-            By table index, the verdicts on the images' drafts.
+            By table index, the verdicts on the images' drafts, but for those of :meth:`verdicts`.
         """
         options = self._table.options
         if len(batch.guided):
@@ -78,9 +82,7 @@ class StepSampler:
                     sampling[index],
                 )
                 accepted |= verdicts
-        tokens = batch.tensors.get("places")
-        if tokens is None:  # part of a wide step
-            tokens = self._to_device(batch.tokens)
+        tokens = batch.tensors["places"]
         if len(batch.given):
             codes[self._to_device(batch.given)] = self._read(batch.tokens[batch.given])
         self._tokens.index_copy_(0, tokens, self._vocabulary.ids(codes))

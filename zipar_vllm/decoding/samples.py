@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,11 +73,6 @@ class SampleBatch:
         """Whether some of its drafts are decided on operation by operation."""
         return not self.drafts.keys() <= OWN_VERIFICATIONS
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether it is more than is sampled at once."""
-        return len(self) > MAX_SAMPLES
-
     @classmethod
     def nothing(cls) -> SampleBatch:
         """No tokens."""
@@ -104,11 +99,11 @@ class SampleBatch:
             given=nothing[:0],
         )
 
-    def parts(self) -> Iterator[SampleBatch]:
-        """The batch in parts of up to ``MAX_SAMPLES``, one after the other."""
-        if not self.is_wide:
-            yield self
-            return
+    def parts(self) -> list[SampleBatch]:
+        """The batch in parts of up to ``MAX_SAMPLES``: itself, if it is no more."""
+        if len(self) <= MAX_SAMPLES:
+            return [self]
+        parts = []
         for start in range(0, len(self), MAX_SAMPLES):
             stop = min(start + MAX_SAMPLES, len(self))
             guided = slice(*np.searchsorted(self.guided, [start, stop]))
@@ -119,7 +114,7 @@ class SampleBatch:
                     drafts[verification] = DraftBatch(
                         own.entries[places] - start, own.attempts[places], own.previous[places]
                     )
-            yield SampleBatch(
+            part = SampleBatch(
                 inputs=np.concatenate([self.inputs[start:stop], self.inputs[len(self) :][guided]]),
                 guided=self.guided[guided] - start,
                 images=self.images[start:stop],
@@ -130,3 +125,5 @@ class SampleBatch:
                 logprobs=self.logprobs,
                 given=self.given[slice(*np.searchsorted(self.given, [start, stop]))] - start,
             )
+            parts.append(part)
+        return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .adaptive_window import RejectionSampling
 from .header import Field
 from .policy import Verification
 from .sampler import StepSampler, by_image, score
-from .samples import MAX_SAMPLES, OWN_VERIFICATIONS, DraftBatch, SampleBatch
+from .samples import OWN_VERIFICATIONS, DraftBatch, SampleBatch
 from .table import StateTable
 from .triton_sampling import DraftColumns, SampleColumns
 
@@ -28,11 +28,12 @@ FIELDS = {
     **{name: Field(np.int64) for name in INTEGERS},
     **{name: Field(dtype) for name, dtype in OPTION_DTYPES.items()},
     "guidance_scale": Field(np.float32),
+    "verdicts": Field(np.int32),
     "previous": Field(np.int64),
     "attempts": Field(np.int32, padding=-1),
 }
-"""As :class:`SampleColumns` has them; of drafts, if there are any, the place of the token that each
-is compared with, and what :class:`DraftColumns` has."""
+"""As :class:`SampleColumns` has them; room for verdicts; of drafts, if there are any, the place of
+the token that each is compared with, and what :class:`DraftColumns` has."""
 
 
 class TritonSampler(StepSampler):
@@ -44,21 +45,14 @@ class TritonSampler(StepSampler):
         super().__init__(table, vocabulary, device)
         count = (table.max_images, vocabulary.num_codes)
         self._predictions = self._tokens.new_zeros(count, dtype=torch.float32)
-        self._verdicts = self._tokens.new_zeros(MAX_SAMPLES, dtype=torch.int8)
 
     def sample(self, logits: torch.Tensor, batch: SampleBatch) -> dict[int, Sequence[bool]]:
         """Sample a step's tokens; see :meth:`StepSampler.sample`."""
-        if not batch.tensors:  # part of a wide step
-            own = {name: self._to_device(array) for name, array in self.columns(batch).items()}
-            batch = replace(batch, tensors=own)
         others = {kind: own for kind, own in batch.drafts.items() if kind not in OWN_VERIFICATIONS}
         # A draft's new token takes the place of the previous one.
         previous = [self._read(own.previous) for own in others.values()]
         self.draw(logits, batch)
-        accepted = self.verdicts(batch)
-        if others:
-            accepted |= self._verify_others(logits, batch, others, previous)
-        return accepted
+        return self._verify_others(logits, batch, others, previous) if others else {}
 
     def draw(self, logits: torch.Tensor, batch: SampleBatch) -> None:
         """Draw all tokens and write them into the table; nothing of it depends on the host."""
@@ -69,36 +63,40 @@ class TritonSampler(StepSampler):
                 attempts=batch.tensors["attempts"],
                 predictions=self._predictions,
                 image_tokens=self._table.tokens.shape[1],
-                verdicts=self._verdicts,
+                verdicts=batch.tensors["verdicts"],
             )
         columns, scores = _columns(batch), self._scores(batch)
         first_id = self._vocabulary.first_id
         triton_sampling.sample(logits, columns, self._tokens, first_id, scores, drafts)
 
     def verdicts(self, batch: SampleBatch) -> dict[int, Sequence[bool]]:
-        """What was decided on drafts, by table index; the host waits for it where there are any."""
+        """What the kernel decided on drafts; the host waits for it where there are any."""
         own = [drafts for kind, drafts in batch.drafts.items() if kind in OWN_VERIFICATIONS]
         if not own:
             return {}
-        verdicts = to_host(self._verdicts[: len(batch)]).numpy() == 1
+        verdicts = to_host(batch.tensors["verdicts"][: len(batch)]).numpy() == 1
         accepted: dict[int, Sequence[bool]] = {}
         for drafts in own:
             accepted |= by_image(batch, drafts, verdicts[drafts.entries].tolist())
         return accepted
 
     def columns(self, batch: SampleBatch) -> dict[str, NDArray[Any]]:
-        """The batch, and by what its tokens are sampled; see :class:`SampleColumns`."""
+        """The batch, and by what its tokens are sampled; see :class:`SampleColumns`.
+
+        All are as long, so that those of a part of ``MAX_SAMPLES`` begin where Triton expects it.
+        """
         count = len(batch)
         unconditional, given = np.full(count, -1), np.zeros(count, dtype=np.int64)
         unconditional[batch.guided] = count + np.arange(len(batch.guided))
         given[batch.given] = 1
         return {
-            "count": np.full(1, count),
+            "count": np.full(count, count),
             "conditional": np.arange(count),
             "unconditional": unconditional,
             "places": batch.tokens,
             "given": given,
             "position": batch.grid_positions,
+            "verdicts": np.zeros(count, dtype=np.int32),
             **{name: column[batch.images] for name, column in self._table.options.items()},
             **_draft_columns(batch),
         }

@@ -42,7 +42,7 @@ class SampleColumns:
     """What is sampled, on the device: one entry per token, of which the first ``count`` are used.
 
     Attributes:
-        count: Integer ``[1]``.
+        count: Integer ``[1]`` or more, of which the first is read.
         conditional: Integer ``[n]``, which row of the logits is the token's.
         unconditional: Integer ``[n]``, the same of its unconditional lane; below 0 if it has none.
         places: Integer ``[n]``, where the token stands among the table's tokens.
@@ -78,7 +78,7 @@ class DraftColumns:
         predictions: float32 ``[images, num_codes]``, contiguous: the distribution that each image's
             last such token was drawn from, and is after this step.
         image_tokens: Tokens of an image in the table.
-        verdicts: int8 ``[n]`` or more, written: 1 where a token is the one it is compared with.
+        verdicts: Integer ``[n]`` or more, written: 1 where a token is the one it is compared with.
     """
 
     compared: torch.Tensor
@@ -221,7 +221,7 @@ def sample_tokens(
             )
         tl.store(tokens + place, code.to(tl.int64) + first_id)
         if DRAFTED:
-            tl.store(verdicts + entry, (code == compared).to(tl.int8))
+            tl.store(verdicts + entry, (code == compared).to(tl.int32))
         if SCORED:
             score = scores + 2 * place
             _score(row, other, is_guided, guidance, code, peak, score, num_codes, BLOCK)
