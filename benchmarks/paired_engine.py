@@ -17,6 +17,7 @@ ANSWER = "seconds: "
 
 def main() -> None:
     from benchmarks import latency
+    from benchmarks.latency_report import Setting
     from zipar_vllm.models import DEMO_PATH
 
     options = latency.parse([])
@@ -28,7 +29,7 @@ def main() -> None:
     )
     print(ANSWER, 0, flush=True)
     for line in sys.stdin:
-        print(ANSWER, run(latency.Setting(*json.loads(line))).seconds, flush=True)
+        print(ANSWER, run(Setting(*json.loads(line))).seconds, flush=True)
     os.killpg(0, signal.SIGKILL)  # and whatever the engine started
 
 

@@ -163,7 +163,7 @@ class ImageDecoder:
         for request_id, image in zip(scheduled, images, strict=True):
             if image.drafting is not None:
                 image.drafting.drafts = drafts.get(request_id, 0)
-        ahead = passes if all(map(self._is_laid_out_ahead, images)) else 1
+        ahead = self._steps_ahead(images, passes)
         num_sampled = 0
         self.times.start()
         for _ in range(0, passes, ahead):
@@ -189,14 +189,14 @@ class ImageDecoder:
         widest = self._batches.lay_out_widest(num_inputs, num_lanes, model.kernel)
         self._run(self._batches.send(widest), model)
 
-    def _is_laid_out_ahead(self, image: ImageState) -> bool:
-        """Whether several steps may be laid out before the first one is taken.
+    def _steps_ahead(self, images: list[ImageState], passes: int) -> int:
+        """Steps that are laid out before the first of them is taken.
 
         On a CPU that takes half the time: a forward pass drives what it needs out of the caches.
         On another device, and where steps are captured, one takes the place of the one before.
         """
         is_kept = self._device.type == "cpu" and not len(self._graphs)
-        return is_kept and image.has_orders and image.verification is None
+        return passes if is_kept and all(image.is_foreseen for image in images) else 1
 
     def _lay_out(
         self, images: list[ImageState], counts: Iterable[int], kernel: AttentionKernel
@@ -222,7 +222,7 @@ class ImageDecoder:
         sent = self._batches.send(step, graph.capacity if graph else None)
         waiting = []
         for image in decoding:
-            if image.verification is None:
+            if image.is_foreseen:
                 image.progress.advance(())
             else:
                 waiting.append(image)

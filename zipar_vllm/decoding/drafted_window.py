@@ -165,11 +165,14 @@ class DraftedProgress:
             return int(self._settled[0]) // policy.plain.grid.columns
         return int(np.count_nonzero(self._settled >= policy.columns))
 
+    @property
+    def is_plain(self) -> bool:
+        return self._is_level and not self._drafts
+
     def step(self) -> Step:
         if self._step is None:
-            is_plain = self._is_level and not self._drafts
             now = self._plain_steps
-            self._step = self._policy.plain.step(now) if is_plain else self._look_ahead(now)
+            self._step = self._policy.plain.step(now) if self.is_plain else self._look_ahead(now)
         return self._step
 
     def advance(self, accepted: Sequence[bool]) -> None:
@@ -179,7 +182,7 @@ class DraftedProgress:
             accepted: For each token that the step drew and fed as well, whether they are the same.
         """
         step, self._step = self.step(), None
-        if self._is_level and not self._drafts:
+        if self.is_plain:
             self._plain_steps += 1
         else:
             self._has_token[step.targets[step.sampled]] = True

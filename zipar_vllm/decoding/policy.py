@@ -188,6 +188,11 @@ class DraftingProgress(Progress, Protocol):
     drafts: int
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its next steps are plain decoding's, as long as it is told nothing else."""
+        ...
+
+    @property
     def count(self) -> DraftCount:
         """How far it has come."""
         ...

@@ -67,6 +67,13 @@ class ImageState:
         return self.prefilled == self.prompt_length
 
     @property
+    def is_foreseen(self) -> bool:
+        """Whether its next steps depend on no draw."""
+        if self.drafting is not None:
+            return self.drafting.is_plain
+        return self.has_orders and self.verification is None
+
+    @property
     def picture_start(self) -> int:
         """Where its picture begins among all rows of tokens."""
         return self.first_token + self.prompt_length
