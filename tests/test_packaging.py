@@ -122,3 +122,13 @@ def test_the_version_is_the_same_wherever_it_is_written() -> None:
         found = re.findall(pattern, (ROOT / name).read_text())
         assert found, name
         assert set(found[:1] if name == "CHANGELOG.md" else found) == {version}, name
+
+
+def test_what_a_gpu_compiles_goes_to_the_image_s_volume() -> None:
+    """Also FlashInfer's, which makes a folder in its user's home where it is imported."""
+    image = (ROOT / "Dockerfile").read_text().partition(" AS cuda\n")[2]
+    folders = dict(re.findall(r"(\w+)=(/\S+)", image))
+    for name in ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE"):
+        assert folders[name].startswith("/cache/"), name
+    assert 'VOLUME ["/cache"' in image
+    assert "chown 2000:0 /cache" in image

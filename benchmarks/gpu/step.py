@@ -22,7 +22,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from zipar_vllm.attention.select import select_kernel
 from zipar_vllm.core.vocabulary import Vocabulary
 from zipar_vllm.decoding.batch import StepBatch
 from zipar_vllm.decoding.decoder import ImageDecoder
+from zipar_vllm.decoding.fixed_window import fixed_window
+from zipar_vllm.decoding.header import bucket
 from zipar_vllm.decoding.job import ImageJob
 from zipar_vllm.params import ImageParams
 
@@ -77,12 +79,13 @@ class RandomModel:
         shape: That one.
         kernel: Its attention's.
         head: The output layer, ``[columns, width]``.
+        launched: Forward passes that were launched one by one, or captured.
     """
 
     def __init__(
         self, shape: Shape, num_blocks: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.shape = shape
+        self.shape, self.launched = shape, 0
         heads, kv_heads, size = shape.heads, shape.kv_heads, shape.head_size
 
         def weight(*sides: int) -> torch.Tensor:
@@ -110,6 +113,7 @@ class RandomModel:
 
     def forward(self, batch: StepBatch) -> torch.Tensor:
         """Hidden states of a step's inputs."""
+        self.launched += 1
         shape, metadata = self.shape, self.kernel.prepare(batch.attention)
         cos, sin = (table[batch.positions].unsqueeze(1) for table in (self._cos, self._sin))
         x = self._embeddings[batch.input_ids]
@@ -155,9 +159,6 @@ class Room:
         model, window: As above.
         inputs: Of a step.
         bytes: What a step has to read: weights, keys and values.
-
-    Raises:
-        NotImplementedError: steps are to be captured, and this version cannot.
     """
 
     def __init__(self, model: RandomModel, images: int, window: int, capture: bool = False) -> None:
@@ -175,15 +176,16 @@ class Room:
             vocabulary=vocabulary,
             device=device,
         )
-        if capture:
-            _capture(self.decoder, model, images)
         params = ImageParams(
             window=window, temperature=1.0, top_k=shape.num_codes // 16, guidance_scale=3.0
         )
-        job = ImageJob(shape.grid, params, PROMPTS)
-        assert job.policy.num_steps is not None
+        job, policy = ImageJob(shape.grid, params, PROMPTS), fixed_window(shape.grid, window)
         # In raster order too it is in the middle of a row.
-        self.middle = (job.policy.num_steps + shape.grid.columns) // 2
+        self.middle = (policy.num_steps + shape.grid.columns) // 2
+        if capture:
+            last = min(self.middle + WARM_UP + STEPS, policy.num_steps)
+            widths = {policy.width(step) for step in range(self.middle, last)}
+            _capture(self.decoder, model, {bucket(images * job.num_lanes * n) for n in widths})
         blocks = job.num_blocks(BLOCK_SIZE)
         for number in range(images):
             own = list(range(number * blocks, (number + 1) * blocks))
@@ -206,16 +208,12 @@ class Room:
         self.decoder.step(self.scheduled, self.model)
 
 
-def _capture(decoder: ImageDecoder, model: RandomModel, images: int) -> None:
-    """Capture all steps that so many guided images may take."""
-    capture = getattr(decoder, "capture", None)
-    if capture is None:
-        raise NotImplementedError("this version captures no steps: ImageDecoder has no capture()")
-    widest = ImageJob(model.shape.grid, ImageParams(window=min(WINDOWS)), PROMPTS).max_inputs
+def _capture(decoder: ImageDecoder, model: RandomModel, capacities: Collection[int]) -> None:
+    """Capture steps of so many inputs."""
     stream = torch.cuda.Stream()  # the default one cannot be captured
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        capture(model, images * widest, torch.cuda.graph_pool_handle())
+        decoder.capture(model, [*capacities], torch.cuda.graph_pool_handle())
     torch.cuda.current_stream().wait_stream(stream)
 
 
@@ -225,8 +223,17 @@ def eager(room: Room) -> Callable[[], None]:
 
 
 def captured(room: Room) -> Callable[[], None]:
-    """The same steps as CUDA graphs, captured before there are images."""
-    return Room(room.model, len(room.scheduled), room.window, capture=True).step
+    """The same steps as CUDA graphs, captured before there are images; all of them, or it fails."""
+    model = room.model
+    own = Room(model, len(room.scheduled), room.window, capture=True)
+    launched = model.launched
+
+    def step() -> None:
+        own.step()
+        if model.launched > launched:
+            raise RuntimeError("a step fits none of the captured ones")
+
+    return step
 
 
 WAYS: dict[str, Callable[[Room], Callable[[], None]]] = {EAGER: eager, CAPTURED: captured}

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from benchmarks.gpu import engines as engines_benchmark
@@ -15,6 +18,10 @@ from benchmarks.gpu import step as step_benchmark
 from benchmarks.latency_report import Setting
 from benchmarks.shapes import TINY
 from tests.interpreted import has_gpu
+from tests.recorded import recorded_graphs
+from zipar_vllm.attention.triton_attention import TritonAttention
+from zipar_vllm.decoding import decoder
+from zipar_vllm.decoding.triton_sampler import TritonSampler
 from zipar_vllm.models.registry import load_image_model
 
 from .test_latency_report import STOCK
@@ -75,6 +82,30 @@ def test_a_step_s_benchmark_runs(tmp_path):
         assert failed
         assert all(record["failed"] for record in captured)
     assert "| tiny | 2 | 4 | 8 | eager |" in (tmp_path / "step.md").read_text()
+
+
+@pytest.mark.skipif(has_gpu(), reason="there the test above measures captured steps")
+def test_a_step_s_benchmark_replays_captured_steps(tmp_path, monkeypatch):
+    """Recorded on a CPU, with the kernels of a GPU under the interpreter; none is launched else."""
+
+    def kernel(device, dtype, group, size, block_size):
+        return TritonAttention(group, size, dtype, device, part_keys=64)
+
+    monkeypatch.setattr(step_benchmark, "select_kernel", kernel)
+    monkeypatch.setattr(decoder, "select_sampler", TritonSampler)
+    monkeypatch.setattr(step_benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(step_benchmark, "STEPS", 2)
+    words = f"--device cpu --dtype float32 --shapes tiny --images 1 --output {tmp_path}"
+    with recorded_graphs() as replayed:
+        for name in ("Stream", "current_stream", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, MagicMock())
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        assert not step_benchmark.main(words.split())
+    records = json.loads((tmp_path / "step.json").read_text())
+    captured = [record for record in records if record["way"] == "captured"]
+    assert [record["window"] for record in captured] == [8, 4]
+    assert all(record["ms"] > 0 for record in captured)
+    assert len(replayed) == 2 * (1 + 2)
 
 
 def test_a_step_s_benchmark_goes_on_with_the_next_shape(tmp_path, monkeypatch, capsys):

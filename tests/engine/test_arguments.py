@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import OffloadConfig
 
 from zipar_vllm.engine import arguments
 from zipar_vllm.engine.vllm_api import CUDAGraphMode
 
 
-def config(mode: Any) -> Any:
+def config(mode: Any, cpu_offload_gb: float = 0.0, offload_group_size: int = 0) -> Any:
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1,
@@ -23,6 +24,10 @@ def config(mode: Any) -> Any:
         kv_transfer_config=None,
         lora_config=None,
         compilation_config=SimpleNamespace(cudagraph_mode=mode),
+        offload_config=OffloadConfig(
+            uva={"cpu_offload_gb": cpu_offload_gb},
+            prefetch={"offload_group_size": offload_group_size},
+        ),
     )
 
 
@@ -33,3 +38,13 @@ def test_graphs_of_vllm_s_own_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
     arguments.check_config(config(CUDAGraphMode.NONE))
     with pytest.raises(ValueError, match="cudagraph_mode: PIECEWISE, allowed is NONE"):
         arguments.check_config(config(CUDAGraphMode.PIECEWISE))
+
+
+@pytest.mark.parametrize("option", ["cpu_offload_gb", "offload_group_size"])
+def test_weights_on_the_host_are_refused(option: str) -> None:
+    """Only vLLM's own runner would move them there."""
+    with pytest.raises(ValueError, match=f"^{option}: image decoding does not support it"):
+        arguments.check_wishes({option: 4})
+    arguments.check_wishes({option: 0})
+    with pytest.raises(ValueError, match=f"^{option}: image decoding does not support it"):
+        arguments.check_config(config(CUDAGraphMode.NONE, **{option: 4}))

@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 from pathlib import Path
 
 import pytest
+import vllm
+from vllm.model_executor.layers.attention import attention
 from vllm.model_executor.warmup import kernel_warmup, mamba_triton_warmup
 from vllm.platforms import cpu
 from vllm.v1.core import block_pool, single_type_kv_cache_manager
+from vllm.v1.core.sched import async_scheduler, scheduler
+from vllm.v1.engine import core
 
 from zipar_vllm.engine import vllm_api, worker
+from zipar_vllm.engine.attention_backend import ZipARAttentionBackend, ZipARAttentionImpl
 from zipar_vllm.engine.kv_cache import ImageKVCacheManager
 from zipar_vllm.engine.messages import ImageSchedulerOutput
 from zipar_vllm.engine.model_runner import ImageModelRunner
 from zipar_vllm.engine.scheduler import ZipARScheduler
+
+CUDA_WHEEL = {
+    "model_executor/layers/attention/attention.py": "bde77677fd0e95ea",
+    "model_executor/warmup/kernel_warmup.py": "5eb35e459feaa565",
+    "model_executor/warmup/mamba_triton_warmup.py": "63cc5af797ecc413",
+    "platforms/cuda.py": "18ae1dfc34848afc",
+    "v1/attention/backend.py": "981ec1fc4b84d085",
+    "v1/attention/selector.py": "30cd098367da4795",
+    "v1/core/block_pool.py": "6d1e0d89b43e3b2a",
+    "v1/core/kv_cache_manager.py": "d08315437c6b0704",
+    "v1/core/kv_cache_utils.py": "af4164bca819f1cd",
+    "v1/core/sched/async_scheduler.py": "38d296e77e4d612e",
+    "v1/core/sched/scheduler.py": "d9a39870286c424c",
+    "v1/engine/core.py": "458fd729771681b1",
+    "v1/outputs.py": "40b3aec867bca3a4",
+    "v1/worker/gpu/attn_utils.py": "4ff080ab9c815037",
+    "v1/worker/gpu_worker.py": "e970aa29a738aa15",
+    "v1/worker/utils.py": "85b23497017e5db0",
+    "v1/worker/worker_base.py": "71e3047f7b53b3b4",
+}
+"""How the SHA-256 of these files begins in vllm-0.32.0-cp38-abi3-manylinux_2_28_x86_64.whl, which
+is for CUDA. Of 2,642 Python files that both wheels have, three differ from those for CPUs:
+``_version.py``, ``platforms/__init__.py`` and ``utils/cpu_triton_utils.py``.
+"""
 
 
 def names_used_on_runner(source: str) -> set[str]:
@@ -37,14 +67,20 @@ def names_used_on(parameter: str, function: object) -> set[str]:
     }
 
 
+def names_of(ours: type) -> set[str]:
+    """Attributes that a class has, or sets on its objects."""
+    return set(dir(ours)) | names_used_on("self", ours)
+
+
 def names_of_runner() -> set[str]:
-    source = ast.parse(inspect.getsource(ImageModelRunner))
-    assigned = {
-        node.attr
-        for node in ast.walk(source)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
-    }
-    return set(dir(ImageModelRunner)) | assigned
+    return names_of(ImageModelRunner)
+
+
+@pytest.mark.parametrize("file", CUDA_WHEEL)
+def test_what_is_read_here_is_what_a_gpu_runs(file: str) -> None:
+    """The wheels for CPUs and for CUDA have the same source of all that a GPU's start relies on."""
+    source = (Path(vllm.__path__[0]) / file).read_bytes()
+    assert hashlib.sha256(source).hexdigest().startswith(CUDA_WHEEL[file])
 
 
 @pytest.mark.parametrize("theirs", [vllm_api.Worker, vllm_api.CPUWorker])
@@ -75,6 +111,31 @@ def test_gpu_worker_does_not_warm_up_vllm_s_second_runner(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker, "check_config", lambda config: None)
     monkeypatch.setattr(worker.attention_backend, "register", lambda: None)
     assert worker.ZipARWorker(None).use_v2_model_runner is False
+
+
+def test_layers_find_all_that_they_ask_of_the_attention_backend() -> None:
+    used = names_used_on("self.attn_backend", attention)
+    assert {"customize_spec", "get_impl_cls"} <= used
+    assert used - names_of(ZipARAttentionBackend) == set()
+    used = names_used_on("self.impl", attention)
+    assert {"forward", "num_kv_heads"} <= used
+    assert used - names_of(ZipARAttentionImpl) == set()
+    assert ZipARAttentionBackend.forward_includes_kv_cache_update  # else it would be asked for
+
+
+def test_nobody_builds_metadata_but_the_runner() -> None:
+    """Its builder is vLLM's abstract one: only vLLM's own runners make objects of it."""
+    for module in (core, scheduler, inspect.getmodule(vllm_api.Worker)):
+        assert "get_builder_cls" not in inspect.getsource(module)  # type: ignore[arg-type]
+
+
+def test_scheduler_and_core_find_all_that_they_ask_of_the_kv_cache_manager() -> None:
+    used = names_used_on("self.kv_cache_manager", scheduler)
+    used |= names_used_on("self.kv_cache_manager", async_scheduler)
+    used |= names_used_on("self.scheduler.kv_cache_manager", core)
+    assert {"allocate_slots", "free", "take_events"} <= used
+    # What it does not have itself it takes from vLLM's.
+    assert used - names_of(ImageKVCacheManager) - names_of(vllm_api.KVCacheManager) == set()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,13 @@ UNSUPPORTED_SIZES = (
     "decode_context_parallel_size",
     "prefill_context_parallel_size",
 )
-UNSUPPORTED = ("enable_lora", "speculative_config", "kv_transfer_config")
+UNSUPPORTED = (
+    "enable_lora",
+    "speculative_config",
+    "kv_transfer_config",
+    "cpu_offload_gb",
+    "offload_group_size",
+)
 """Arguments that image decoding does not support: sizes above 1, and what is set at all."""
 
 
@@ -155,13 +161,16 @@ def check_config(vllm_config: Any) -> None:
     Raises:
         ValueError: names the option, what it is and what it has to be.
     """
-    parallel = vllm_config.parallel_config
+    parallel, offload = vllm_config.parallel_config, vllm_config.offload_config
     unsupported = {
         "enable_prefix_caching": vllm_config.cache_config.enable_prefix_caching,
         **{name: getattr(parallel, name) > 1 for name in UNSUPPORTED_SIZES},
         "speculative_config": vllm_config.speculative_config is not None,
         "kv_transfer_config": vllm_config.kv_transfer_config is not None,
         "lora_config": vllm_config.lora_config is not None,
+        # vLLM's own runner sets it up; here it would do nothing, and nobody would know.
+        "cpu_offload_gb": offload.uva.cpu_offload_gb > 0,
+        "offload_group_size": offload.prefetch.offload_group_size > 0,
     }
     _refuse(unsupported)
     mode = vllm_config.compilation_config.cudagraph_mode
