@@ -72,7 +72,7 @@ def worktree(commit: str) -> Iterator[Path]:
 
 
 class Engine:
-    """The engine of a tree, in a process of its own."""
+    """The engine of a tree, in a process of its own, which ends with the block."""
 
     def __init__(self, tree: Path) -> None:
         self._process = subprocess.Popen(
@@ -84,19 +84,24 @@ class Engine:
             text=True,
             start_new_session=True,
         )
-        self._answer()  # it is ready
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # and all that it started
+        self._process.communicate()
+
+    def wait(self) -> None:
+        """Wait until it is ready to draw."""
+        self._answer()
 
     def draw(self, setting: Setting) -> float:
         """Seconds that it takes."""
         assert self._process.stdin is not None
         print(json.dumps(setting), file=self._process.stdin, flush=True)
         return self._answer()
-
-    def close(self) -> None:
-        """End it, and all that it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
 
     def _answer(self) -> float:
         assert self._process.stdout is not None
@@ -120,13 +125,13 @@ def measure(engines: tuple[Engine, Engine], setting: Setting, pairs: int) -> lis
 
 def make_record(
     setting: Setting,
-    before: Sequence[float],
-    after: Sequence[float],
+    seconds: Sequence[Sequence[float]],
     commit: str,
     machine: str,
     command: str,
 ) -> Record:
     """Summarise a setting; the interval is the binomial one of a median."""
+    before, after = seconds
     ratios = sorted(old / new for old, new in zip(before, after, strict=True))
     outside = max(0, int(len(ratios) / 2 - 0.98 * sqrt(len(ratios))))
     return Record(
@@ -182,15 +187,16 @@ def main() -> None:
     records = []
     with ExitStack() as stack:
         tree = stack.enter_context(worktree(options.commit))
-        engines = Engine(tree), Engine(ROOT)
-        for engine in engines:
-            stack.callback(engine.close)
+        before = stack.enter_context(Engine(tree))
+        before.wait()  # one after the other: each looks for how much memory is free
+        after = stack.enter_context(Engine(ROOT))
+        after.wait()
         for guidance in (False, True):
             for window in options.windows:
                 for requests in options.requests:
                     setting = window, requests, guidance
-                    before, after = measure(engines, setting, options.pairs)
-                    records.append(make_record(setting, before, after, *about))
+                    seconds = measure((before, after), setting, options.pairs)
+                    records.append(make_record(setting, seconds, *about))
                     print(f"{setting}: {records[-1].ratio}", file=sys.stderr, flush=True)
     write_results(options.output, "compare", [asdict(r) for r in records], make_table(records))
     print(make_table(records))

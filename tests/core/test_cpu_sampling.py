@@ -59,7 +59,7 @@ def test_hardly_any_token_is_left_to_torch(dtype):
     logits = torch.from_numpy(rng.standard_normal((2000, 500)) * 5).to(dtype)
     batch = make_batch(rng, 2000, [0.5, 1.0], [0.0, 0.01])
     tokens, count = draw_natively(logits, batch)
-    assert count == int((tokens < 0).sum()) <= 20
+    assert count == int((tokens < 0).sum()) <= 2
     sure = tokens >= 0
     assert torch.equal(tokens[sure], batch._sample(logits.float())[sure])
 

@@ -50,7 +50,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Pat
 
 @pytest.fixture(scope="module")
 def rooms(model_path: Callable[[bool], Path]) -> Callable[[bool], Room]:
-    return cache(lambda terminated: Room(model_path(terminated)))
+    return cache(lambda terminated: Room(model_path(terminated), budget=128))
 
 
 @pytest.mark.parametrize("drafts", [0, 1, 5])
@@ -121,6 +121,14 @@ def test_they_are_refused_where_steps_depend_on_draws(terminated: bool) -> None:
         make_policy(image.grid, image.params)
 
 
+random_prompts = st.builds(
+    lambda ids, count: [1, *ids * count, 2],
+    st.lists(st.integers(4, 30), min_size=1, max_size=5),
+    st.integers(0, 40),
+)
+"""Long ones as often as short ones."""
+
+
 @st.composite
 def random_images(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Arguments of :func:`make_image`, for a handful of images."""
@@ -134,10 +142,8 @@ def random_images(draw: st.DrawFn) -> list[dict[str, Any]]:
             {
                 "rows": draw(st.integers(1, 5)),
                 "columns": columns,
-                "prompt": [1, *draw(st.lists(st.integers(4, 30), max_size=12)), 2],
-                "unconditional": [1, *draw(st.lists(st.integers(4, 30), max_size=12)), 2]
-                if guided
-                else [],
+                "prompt": draw(random_prompts),
+                "unconditional": draw(random_prompts) if guided else [],
                 "window": draw(st.integers(1, columns)),
                 "policy": ADAPTIVE if plain else "fixed_window",
                 "drafts": drafts,
@@ -163,7 +169,7 @@ def test_any_batch_with_arrivals_and_aborts(
     cases: list[dict[str, Any]],
     chaos: int,
 ) -> None:
-    """Some 300 images; of "auto", every pass has another number."""
+    """Some 300 images; of "auto", every pass has another number. Many prompts come in chunks."""
     room, rng = rooms(terminated), random.Random(chaos)
     room.results.clear()
     images = {str(index): make_image(terminated, **case) for index, case in enumerate(cases)}

@@ -1,4 +1,4 @@
-"""Sampling on a CPU in one pass over the logits: cpu_sampling.cpp, built with the own compiler.
+"""Sampling on a CPU in one pass over the logits: cpu_sampling.cpp, built by the machine's compiler.
 
 What comes out is what torch's operations give, to the last bit. Of a row only few tokens can be the
 highest with their noise; for those alone it is worked out, in float64. Where the two highest are as

@@ -217,14 +217,14 @@ class SamplingBatch:
 
         A greedy token has all its weight on one.
         """
-        highest = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        certain = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
         if self.flags.all_greedy:
-            return highest
+            return certain
         scaled, tokens = self._scale(logits)
         weights = scaled.softmax(dim=-1)
         if tokens is not None:
             weights = torch.zeros_like(logits).scatter_(1, tokens, weights)
-        return torch.where(_is_greedy(self.temperature).unsqueeze(1), highest, weights)
+        return torch.where(_is_greedy(self.temperature).unsqueeze(1), certain, weights)
 
     def _scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits after temperature and cuts; sorted, with their tokens, for top-k and top-p."""
@@ -238,7 +238,7 @@ class SamplingBatch:
         if not self.flags.truncated:
             return scaled, None
         count = logits.shape[1]
-        tokens = _highest(scaled, min(self.flags.top, count) or count)
+        tokens = _rank(scaled, min(self.flags.top, count) or count)
         return _truncate(scaled.gather(1, tokens), self.top_k, self.top_p), tokens
 
 
@@ -247,7 +247,7 @@ def _is_greedy(temperature: Any) -> Any:
     return temperature < LEAST_TEMPERATURE
 
 
-def _highest(scaled: torch.Tensor, count: int) -> torch.Tensor:
+def _rank(scaled: torch.Tensor, count: int) -> torch.Tensor:
     """Tokens of the highest logits, from high to low; of equal logits the lowest token first."""
     bits = (scaled + 0.0).view(torch.int32)  # -0.0 equals 0.0
     keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long().bitwise_left_shift_(32)

@@ -263,7 +263,8 @@ class Policy(Protocol):
         """Order of every position, where steps do not depend on what is drawn, else None.
 
         int32 ``[num_positions]``: the step that first feeds the position, ``UNWRITTEN`` where none
-        does. The images' orders then stand from their start, and no step has to write them.
+        does. The images' orders then stand from their start, and no step has to write them. Nor may
+        any ``forget``: steps may be laid out before those ahead of them have run.
         """
         ...
 
