@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import latency
-from benchmarks.machine import machine_name
+from benchmarks.machine import Bystanders, busy_sentence, machine_name
 from benchmarks.random_models import LLAMAGEN_B, named_model
 from benchmarks.report import RESULTS, command_line, markdown_table, write_results
 from zipar_vllm import ImageLLM
@@ -182,14 +182,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--name", default="drafts", help="of the result files")
     options = parser.parse_args()
-    circumstances = f"{machine_name()}, {options.dtype}; `{command_line('benchmarks.drafts')}`"
+    bystanders = Bystanders()
     with named_model(options.model) as options.model:
         records = measure_all(options)
+    circumstances = f"{machine_name()}, {options.dtype}; `{command_line('benchmarks.drafts')}`"
+    busy = bystanders.busy_cores()
+    about = {"circumstances": circumstances, "busy_cores": busy}
     write_results(
         options.output,
         options.name,
-        [{**asdict(record), "circumstances": circumstances} for record in records],
-        make_table(records, circumstances),
+        [{**asdict(record), **about} for record in records],
+        make_table(records, f"{circumstances}. {busy_sentence(busy)}"),
     )
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.machine import busy_sentence
 from benchmarks.report import markdown_table
 
 PARTS = ("prepare", "forward", "sample", "overhead")
@@ -136,10 +137,7 @@ def make_tables(records: Sequence[Record]) -> str:
 def _where(records: Sequence[Record]) -> str:
     first = records[0]
     busy = statistics.mean(record.busy_cores for record in records)
-    return (
-        f"{first.machine}, {first.dtype}; `{first.command}`. Other processes kept {busy:.2f} of "
-        "its cores busy meanwhile."
-    )
+    return f"{first.machine}, {first.dtype}; `{first.command}`. {busy_sentence(busy)}"
 
 
 def _name(record: Record) -> str:

@@ -57,6 +57,11 @@ def environment_for(instructions: str | None) -> dict[str, str]:
     }
 
 
+def busy_sentence(busy_cores: float) -> str:
+    """What stands beside figures: how busy others kept the machine."""
+    return f"Other processes kept {busy_cores:.2f} of its cores busy meanwhile."
+
+
 class Bystanders:
     """How many cores other processes used, from the moment it is made."""
 

@@ -37,6 +37,18 @@ def say(command: str, text: str) -> None:
     print(f"zipar {command}: {text}", file=sys.stderr, flush=True)
 
 
+def starting(dtype: str | None) -> str:
+    """What is said when the engine starts: in which dtype; None and "auto" leave it to us."""
+    # Imports vLLM.
+    from zipar_vllm.engine.arguments import preferred_arguments
+
+    chosen = preferred_arguments({}).get("dtype")
+    if dtype in (None, "auto"):
+        dtype = chosen or "the model's dtype"
+    why = " (this CPU has no instructions for bfloat16)" if dtype == chosen else ""
+    return f"starting the engine in {dtype}{why}"
+
+
 def _preload_openmp() -> None:
     """Run again with Intel's OpenMP preloaded where it is installed: vLLM on CPU is faster so."""
     library = Path(sys.prefix) / "lib" / "libiomp5.so"

@@ -10,7 +10,7 @@ from typing import Any
 
 from zipar_vllm.params import ImageOptions, allowed_by
 
-from .environment import say, set_environment
+from .environment import say, set_environment, starting
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         llm.prepare(options.prompts, seed=options.seed, **wishes)
     except ValueError as error:
         parser.error(str(error))
-    say("generate", "starting the engine; a first start compiles, a minute or less")
+    say("generate", f"{starting(None)}; a first start compiles, a minute or less")
     with llm:
         images = llm.generate(options.prompts, seed=options.seed, **wishes)
     for image in images:

@@ -13,7 +13,7 @@ from server.options import ServerOptions, flag_of, take_flags, usage_of
 from zipar_vllm.models import DEMO_PATH
 from zipar_vllm.version import check_vllm_version
 
-from .environment import say, set_environment
+from .environment import say, set_environment, starting
 from .preloading import preload_engine
 
 USAGE = f"""usage: zipar serve [MODEL] [options]
@@ -100,9 +100,7 @@ def complete(options: argparse.Namespace) -> str | None:
             got = {key: _plain(getattr(got, key, None)) for key in needed}
         if got != needed:
             return f"{flag_of(name)}: got {got}, image decoding needs {needed}"
-    why = " (this CPU has no instructions for bfloat16)" if "dtype" in preferred else ""
-    dtype = "the model's dtype" if options.dtype == "auto" else options.dtype
-    say("serve", f"starting the engine in {dtype}{why}; a first start compiles, a minute or less")
+    say("serve", f"{starting(options.dtype)}; a first start compiles, a minute or less")
     return None
 
 

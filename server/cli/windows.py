@@ -11,7 +11,7 @@ from typing import Any
 
 from zipar_vllm.windows import Record, Setting, WindowComparison, make_table, narrowest
 
-from .environment import say, set_environment
+from .environment import say, set_environment, starting
 from .generate import add_image_options, wishes_of
 
 EMBEDDED = "the embedded model"
@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> None:
             seed=options.seed,
             **wishes_of(options),
         )
-        say("windows", "starting the engine if any picture is missing")
+        dtype = options.engine_args.get("dtype")
+        say("windows", f"{starting(dtype)} if any picture is missing")
         records = comparison.draw()
         llm.close()
     except ValueError as error:

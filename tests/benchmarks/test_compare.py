@@ -46,7 +46,8 @@ def test_table():
         make_record((4, 1, False), ([0.5] * 3, [0.25] * 3), *ABOUT),
         make_record((24, 16, True), ([8.0] * 3, [16.0] * 3), *ABOUT),
     ]
-    text = make_table(records)
+    text = make_table(records, 0.25)
+    assert "kept 0.25 of its cores busy" in text
     assert "# Compared with abc" in text
     assert "| 4 | 1 | off | 2.000 | 4.000 | 2.000 | 2.000 to 2.000 |" in text
     assert "| 24 | 16 | on | 2.000 | 1.000 | 0.500 | 0.500 to 0.500 |" in text

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.cli.environment import say
+from server.cli.environment import say, starting
+from zipar_vllm.engine import arguments
 
 CODE = """
 import json, os, sys
@@ -48,3 +49,19 @@ def test_openmp_is_preloaded_once() -> None:
 def test_say_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     say("serve", "importing")
     assert capsys.readouterr().err == "zipar serve: importing\n"
+
+
+@pytest.mark.parametrize(
+    ("native", "dtype", "said"),
+    [
+        (True, None, "in the model's dtype"),
+        (True, "float32", "in float32"),
+        (False, "auto", "in float32 (this CPU has no instructions for bfloat16)"),
+        (False, "bfloat16", "in bfloat16"),
+    ],
+)
+def test_the_start_tells_the_dtype(
+    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str | None, said: str
+) -> None:
+    monkeypatch.setattr(arguments, "has_bfloat16", lambda: native)
+    assert starting(dtype) == f"starting the engine {said}"
