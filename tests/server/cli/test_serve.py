@@ -104,6 +104,7 @@ def test_what_image_decoding_needs_cannot_be_undone() -> None:
     ("name", "value"),
     [
         ("enable_lora", True),
+        ("enable_sleep_mode", True),
         ("pipeline_parallel_size", 2),
         ("speculative_config", {"method": "ngram"}),
     ],
