@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zipar_vllm.core.grid import Grid
+from zipar_vllm.models.tiles import MAX_BATCH
 
 Pixels = NDArray[np.uint8]
 RenderFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -27,7 +28,6 @@ RenderFunction = Callable[[torch.Tensor], torch.Tensor]
 Format = Literal["png", "webp", "jpeg"]
 LOSSY_FORMATS = ("webp", "jpeg")
 
-MAX_BATCH = 16
 DEFAULT_COMPRESSION = 90
 NEUTRAL = 128
 """Grey level of the part of a partial image that is not decoded yet."""

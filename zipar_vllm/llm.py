@@ -22,18 +22,19 @@ from .cpu import num_cores
 from .engine.arguments import ONE_PROCESS, engine_arguments
 from .engine.capacity import check_capacity
 from .engine.client import read_progress
+from .engine.pixel_memory import tell_pixel_device
 from .engine.request import make_job, make_request
 from .engine.vllm_api import LLM, RequestOutput
 from .errors import EngineUnavailableError
 from .models import DEMO_PATH
 from .models.registry import default_device, load_image_model
+from .models.tiles import MAX_BATCH
 from .params import ImageOptions, ImageParams, parse
 from .prepare import PreparedImage, make_seeds, prepare_images
 from .progress import ImageProgress
 
 DEMO_KV_CACHE_BYTES = 256 << 20
 """KV cache of the embedded model where nothing else is asked for: some 70 guided images."""
-RENDER_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class ImageLLM:
         self.model = load_image_model(path, engine_args.get("revision"), device)
         if model is None:
             engine_args = {"kv_cache_memory_bytes": DEMO_KV_CACHE_BYTES} | engine_args
-        self._arguments = engine_arguments(path, **engine_args)
+        told = tell_pixel_device(engine_args.get("additional_config"), str(device))
+        self._arguments = engine_arguments(path, **engine_args | {"additional_config": told})
         self._llm: Any = None
 
     def __enter__(self) -> ImageLLM:
@@ -293,8 +295,8 @@ class ImageLLM:
         ):
             codes = torch.tensor([done.codes for _, done in group])
             codes = codes.view(-1, grid.rows, grid.columns)
-            for first in range(0, len(codes), RENDER_BATCH):
-                for pixels in self.model.decode(codes[first : first + RENDER_BATCH]).cpu().numpy():
+            for first in range(0, len(codes), MAX_BATCH):
+                for pixels in self.model.decode(codes[first : first + MAX_BATCH]).cpu().numpy():
                     yield Image.fromarray(pixels)
 
 

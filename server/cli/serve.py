@@ -70,6 +70,7 @@ def complete(options: argparse.Namespace) -> str | None:
         prompt_arguments,
         required_arguments,
     )
+    from zipar_vllm.engine.pixel_memory import tell_pixel_device
     from zipar_vllm.models.registry import find_problems
 
     try:
@@ -86,6 +87,8 @@ def complete(options: argparse.Namespace) -> str | None:
         return str(error)
     classes = model_classes(options.model_tag, options.revision)
     options.model_class_overrides = {**classes, **options.model_class_overrides}
+    pixel_device = ServerOptions().pixel_device
+    options.additional_config = tell_pixel_device(options.additional_config, pixel_device)
     for name, value in prompt_arguments(options.model_tag, options.revision).items():
         setattr(options, name, value)
     preferred = preferred_arguments({name: getattr(options, name) for name in RANKS})

@@ -12,7 +12,12 @@ from zipar_vllm.engine import arguments
 from zipar_vllm.engine.vllm_api import CUDAGraphMode
 
 
-def config(mode: Any, cpu_offload_gb: float = 0.0, offload_group_size: int = 0) -> Any:
+def config(
+    mode: Any,
+    cpu_offload_gb: float = 0.0,
+    offload_group_size: int = 0,
+    enable_sleep_mode: bool = False,
+) -> Any:
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1,
@@ -20,6 +25,7 @@ def config(mode: Any, cpu_offload_gb: float = 0.0, offload_group_size: int = 0) 
             prefill_context_parallel_size=1,
         ),
         cache_config=SimpleNamespace(enable_prefix_caching=False),
+        model_config=SimpleNamespace(enable_sleep_mode=enable_sleep_mode),
         speculative_config=None,
         kv_transfer_config=None,
         lora_config=None,
@@ -40,9 +46,9 @@ def test_graphs_of_vllm_s_own_are_refused_on_a_gpu(monkeypatch: pytest.MonkeyPat
         arguments.check_config(config(CUDAGraphMode.PIECEWISE))
 
 
-@pytest.mark.parametrize("option", ["cpu_offload_gb", "offload_group_size"])
-def test_weights_on_the_host_are_refused(option: str) -> None:
-    """Only vLLM's own runner would move them there."""
+@pytest.mark.parametrize("option", ["cpu_offload_gb", "offload_group_size", "enable_sleep_mode"])
+def test_what_moves_weights_to_the_host_is_refused(option: str) -> None:
+    """Only vLLM's own runner would move them there, or load them again after a sleep."""
     with pytest.raises(ValueError, match=f"^{option}: image decoding does not support it"):
         arguments.check_wishes({option: 4})
     arguments.check_wishes({option: 0})

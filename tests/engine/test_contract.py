@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import vllm
+from vllm.config import ParallelConfig
 from vllm.model_executor.layers.attention import attention
 from vllm.model_executor.warmup import kernel_warmup, mamba_triton_warmup
 from vllm.platforms import cpu
@@ -160,6 +161,11 @@ def test_scheduler_attributes_exist() -> None:
     source = inspect.getsource(inspect.getmodule(vllm_api.AsyncScheduler.__mro__[1]))
     for name in ("grammar_compile_error_reqs", "max_num_scheduled_tokens", "kv_cache_manager"):
         assert f"self.{name}" in source
+
+
+def test_workers_are_told_what_the_project_adds_and_how_many_servers_there_are() -> None:
+    assert vllm_api.VllmConfig.__dataclass_fields__["additional_config"].init
+    assert ParallelConfig()._api_process_count == 1
 
 
 def test_request_attributes_exist() -> None:

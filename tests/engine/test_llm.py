@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.cases import expected
+from zipar_vllm.engine import pixel_memory
 from zipar_vllm.errors import ImageTooLargeError, InvalidOptionError
 from zipar_vllm.llm import ImageLLM
 from zipar_vllm.models import DEMO_PATH
@@ -99,6 +102,13 @@ def test_what_does_not_fit_is_refused(llm: ImageLLM) -> None:
 def test_an_unknown_folder_is_no_model(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         ImageLLM(str(tmp_path))
+
+
+def test_a_gpus_worker_is_told_where_pixels_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixel_memory, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    spare = {"zipar_spare_inputs": 5}
+    llm = ImageLLM(pixel_device=torch.device("cpu"), additional_config=spare)
+    assert llm._arguments["additional_config"] == spare | {"zipar_pixel_device": "cpu"}
 
 
 @pytest.fixture(scope="module")

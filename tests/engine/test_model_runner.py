@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 
 from zipar_vllm.engine import model_runner
 from zipar_vllm.engine.model_runner import ImageModelRunner
+from zipar_vllm.engine.pixel_memory import PIXEL_DEVICE
 
 
 class Decoder:
@@ -70,3 +72,83 @@ def test_the_profile_holds_none_where_none_is_captured(
 ) -> None:
     assert make_runner(calls, device, eager)._measure_captured() is None
     assert calls == []
+
+
+def rendering_runner(device: str, pixels: str, given: int | None = None) -> Any:
+    runner: Any = ImageModelRunner.__new__(ImageModelRunner)
+    runner.device = torch.device(device)
+    runner.model_config = SimpleNamespace(model="model", revision="main", max_model_len=620)
+    runner.vllm_config = SimpleNamespace(
+        additional_config={PIXEL_DEVICE: pixels},
+        cache_config=SimpleNamespace(kv_cache_memory_bytes=given),
+        parallel_config=SimpleNamespace(_api_process_count=3),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=16),
+    )
+    return runner
+
+
+def test_the_profile_holds_as_much_memory_as_pixels_take(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each of three API server processes."""
+
+    def measure(*arguments: Any) -> int:
+        calls.append(arguments)
+        return 500
+
+    monkeypatch.setattr(model_runner, "measure_pixels", measure)
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: (size, dtype, device.type))
+    held = rendering_runner("cuda:1", "cuda:1")._measure_pixels()
+    assert held == (1500, torch.uint8, "cuda")
+    assert calls == [("model", "main", torch.device("cuda:1"), 620)]
+
+
+@pytest.mark.parametrize(
+    ("device", "pixels", "given"),
+    [
+        ("cuda:0", "cpu", None),
+        ("cuda:0", "cuda:1", None),
+        ("cpu", "cpu", None),
+        ("cuda", "cuda", 9),
+    ],
+)
+def test_the_profile_holds_none_where_pixels_take_none_or_nobody_asks(
+    device: str, pixels: str, given: int | None
+) -> None:
+    """None of this GPU, or the KV cache's size is given."""
+    assert rendering_runner(device, pixels, given)._measure_pixels() is None
+
+
+def test_what_pixels_take_is_held_as_long_as_the_profile_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner, held = rendering_runner("cuda", "cuda"), []
+    widths: list[tuple[int, bool]] = []
+
+    def measure() -> torch.Tensor:
+        tensor = torch.empty(5)
+        held.append(ref(tensor))
+        return tensor
+
+    def see(width: int) -> None:
+        widths.append((width, bool(held) and held[0]() is not None))
+
+    def allocate(config: Any, is_profiling: bool) -> None:
+        runner.decoder = SimpleNamespace(rehearse=lambda model, width, lanes: see(width))
+        runner.kernel = runner.kv_cache_config = None
+
+    runner.kv_caches = []
+    runner.vllm_config.compilation_config = SimpleNamespace(static_forward_context={})
+    for name, replacement in {
+        "_measure_pixels": measure,
+        "_dummy_run": see,
+        "_measure_captured": lambda: None,
+        "initialize_kv_cache": allocate,
+        "get_kv_cache_spec": dict,
+        "_one_block": lambda specs: None,
+        "_most_lanes": lambda specs: 8,
+    }.items():
+        monkeypatch.setattr(runner, name, replacement, raising=False)
+    runner.profile_run()
+    assert widths == [(16, True), (16, True), (8, True)]
+    assert held[0]() is None

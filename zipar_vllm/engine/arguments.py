@@ -39,6 +39,7 @@ UNSUPPORTED = (
     "kv_transfer_config",
     "cpu_offload_gb",
     "offload_group_size",
+    "enable_sleep_mode",
 )
 """Arguments that image decoding does not support: sizes above 1, and what is set at all."""
 
@@ -171,6 +172,7 @@ def check_config(vllm_config: Any) -> None:
         # vLLM's own runner sets it up; here it would do nothing, and nobody would know.
         "cpu_offload_gb": offload.uva.cpu_offload_gb > 0,
         "offload_group_size": offload.prefetch.offload_group_size > 0,
+        "enable_sleep_mode": vllm_config.model_config.enable_sleep_mode,
     }
     _refuse(unsupported)
     mode = vllm_config.compilation_config.cudagraph_mode

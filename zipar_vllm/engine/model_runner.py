@@ -23,6 +23,7 @@ from zipar_vllm.models.registry import load_spec
 from . import compiled_models
 from .attention_backend import FLOAT8, FLOAT8_CAPABILITY, StepAttention
 from .messages import ImageRunnerOutput, ImageSchedulerOutput, StepOutput
+from .pixel_memory import measure_pixels, renders_pixels
 from .runner_stubs import UnusedRunnerMethods
 from .vllm_api import (
     AttentionLayerBase,
@@ -221,12 +222,13 @@ class ImageModelRunner(UnusedRunnerMethods):
 
     @torch.inference_mode()
     def profile_run(self, randomize_inputs: bool = False) -> None:
-        """Run the widest steps, so that the worker can measure their memory.
+        """Run the widest steps, so that the worker can measure their memory, and that of pixels.
 
         All is as in service, the state of images and the kernels' scratch memory included, but for
         the KV cache: it has one block, which all lanes read.
         """
         budget = self.vllm_config.scheduler_config.max_num_batched_tokens
+        pixels = self._measure_pixels()
         self._dummy_run(budget)
         specs = self.get_kv_cache_spec()
         self.initialize_kv_cache(self._one_block(specs), is_profiling=True)
@@ -237,10 +239,22 @@ class ImageModelRunner(UnusedRunnerMethods):
         while width >= min(lanes, budget):
             self.decoder.rehearse(self, width, lanes)
             width //= 2
-        del captured, self.decoder, self.kernel, self.kv_cache_config
+        del pixels, captured, self.decoder, self.kernel, self.kv_cache_config
         self.kv_caches.clear()
         clear_layer_kv_caches(self.vllm_config.compilation_config.static_forward_context.values())
         gc.collect()
+
+    def _measure_pixels(self) -> torch.Tensor | None:
+        """As much memory as the processes that render pixels on this GPU will take."""
+        config, model = self.vllm_config, self.model_config
+        is_measured = config.cache_config.kv_cache_memory_bytes is None
+        if not is_measured or not renders_pixels(config.additional_config, self.device):
+            return None
+        taken = measure_pixels(model.model, model.revision, self.device, model.max_model_len)
+        taken *= config.parallel_config._api_process_count  # each has a decoder of its own
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.empty(taken, dtype=torch.uint8, device=self.device)
 
     def capture_model(self) -> int:
         """Capture steps as CUDA graphs; bytes that these take. Skipped with ``enforce_eager``."""

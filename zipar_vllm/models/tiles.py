@@ -35,6 +35,8 @@ BATCH_PIXELS = WHOLE_PIXELS // 2
 
 More at once take more memory, and are no faster on a CPU.
 """
+MAX_BATCH = 16
+"""Pictures that a model is given to render at a time."""
 
 
 class PixelDecoder(Protocol):
@@ -62,9 +64,14 @@ def render(decoder: PixelDecoder, codes: torch.Tensor) -> torch.Tensor:
         uint8 ``[B, H, W, 3]``.
     """
     pixels = codes[0].numel() * decoder.factor**2
-    size = max(BATCH_PIXELS // pixels, 1)
+    size = batch_size(pixels)
     parts = (codes[first : first + size] for first in range(0, len(codes), size))
     return torch.cat([to_bytes(decoder(part)) for part in parts])
+
+
+def batch_size(pixels: int) -> int:
+    """Pictures of so many pixels each that are rendered at once."""
+    return min(max(BATCH_PIXELS // pixels, 1), MAX_BATCH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from server.cli import serve
 from tests.checkpoints.emu3 import make_emu3
 from zipar_vllm.engine import arguments as engine_arguments
+from zipar_vllm.engine import pixel_memory
 from zipar_vllm.engine.arguments import ONE_PROCESS, RANKS, SCHEDULER, required_arguments
 from zipar_vllm.models import DEMO_PATH
 
@@ -25,6 +27,7 @@ def options(**wishes: Any) -> Namespace:
         "revision": None,
         "model_class_overrides": {},
         "quantization": None,
+        "additional_config": {},
         "dtype": "auto",
         "distributed_executor_backend": None,
     }
@@ -104,6 +107,7 @@ def test_what_image_decoding_needs_cannot_be_undone() -> None:
     ("name", "value"),
     [
         ("enable_lora", True),
+        ("enable_sleep_mode", True),
         ("pipeline_parallel_size", 2),
         ("speculative_config", {"method": "ngram"}),
     ],
@@ -113,6 +117,18 @@ def test_what_is_not_supported_is_refused_before_anything_starts(name: str, valu
     assert problem == f"{name}: image decoding does not support it, leave it off"
     with pytest.raises(ValueError, match=f"^{name}: image decoding does not support it"):
         engine_arguments.engine_arguments(DEMO_PATH, **{name: value})
+
+
+def test_a_gpus_worker_is_told_where_pixels_are_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = options()
+    assert serve.complete(parsed) is None
+    assert parsed.additional_config == {}
+    monkeypatch.setattr(pixel_memory, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setenv("ZIPAR_PIXEL_DEVICE", "cuda:1")
+    parsed = options(additional_config={"zipar_spare_inputs": 5})
+    assert serve.complete(parsed) is None
+    told = {"zipar_pixel_device": "cuda:1", "zipar_spare_inputs": 5}
+    assert parsed.additional_config == told
 
 
 @pytest.mark.parametrize("by_checkpoint", [True, False])
