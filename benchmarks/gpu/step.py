@@ -11,7 +11,7 @@ Beside it stands the time that reading memory alone takes: all weights but the i
 and all visible keys and values, at the bandwidth of a plain copy. Goal, captured, at one image: a
 window's step takes at most 1 / 0.95 of raster order's.
 
-Needs a GPU, torch, triton, numpy and pydantic; neither vLLM nor transformers. Writes ``step.json``
+Needs a GPU, torch, triton and numpy; neither vLLM, transformers nor pydantic. Writes ``step.json``
 and ``step.md`` into ``benchmarks/results/gpu/`` after every line. What fails is told and left out.
 """
 

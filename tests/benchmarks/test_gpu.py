@@ -30,12 +30,37 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def run(module, *words):
+    return start("-m", module, *words)
+
+
+def start(*words):
     """In a process of its own: in this one Triton interprets."""
-    command = [sys.executable, "-W", "ignore", "-m", module, *words]
+    command = [sys.executable, "-W", "ignore", *words]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+BARE = """
+import importlib.util, sys
+blocked = ("vllm", "transformers", "pydantic")
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in blocked else found(name, *rest)
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+from benchmarks.gpu import kernel, step
+print(step.ImageParams(window=4, seed=3))
+"""
+
+
+def test_kernel_and_step_need_torch_and_triton_alone():
+    done = start("-c", BARE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ImageParams(window=4" in done.stdout
 
 
 def test_the_kernels_compile_for_every_gpu_within_their_bounds():
