@@ -42,11 +42,8 @@ serve: $(STAMP)  ## the server on port 8000, with the embedded model
 test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-# Without what interprets Triton, draws with models' families or draws hundreds of random batches.
-SLOW = triton* graphs* wide* traffic* device* drafts* emu* janus* lumina*
-test-fast: $(STAMP)  ## core, decoding and server, without engine and slow tests: under a minute
-	$(BIN)/python -m pytest -m "not engine and not live" $(patsubst %,--ignore-glob='*test_%',$(SLOW)) \
-		tests/core tests/decoding tests/server tests/test_params.py $(ARGS)
+test-fast: $(STAMP)  ## the tests that start no engine and no server, but for the slowest files: under a minute
+	$(BIN)/python -m pytest -m "not engine and not live and not slow" $(ARGS)
 
 lint: $(STAMP) lint-deploy  ## ruff's rules and formatting, who may import whom, and lint-deploy
 	$(BIN)/ruff check .

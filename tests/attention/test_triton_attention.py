@@ -23,6 +23,8 @@ from zipar_vllm.attention.torch_attention import TorchAttention
 from zipar_vllm.attention.triton_attention import TritonAttention
 from zipar_vllm.prepare import ADAPTIVE
 
+pytestmark = pytest.mark.slow
+
 DEVICE = torch.device("cuda" if has_gpu() else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

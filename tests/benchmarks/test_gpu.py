@@ -26,6 +26,8 @@ from zipar_vllm.models.registry import load_image_model
 
 from .test_latency_report import STOCK
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 

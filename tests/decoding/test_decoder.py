@@ -28,6 +28,8 @@ from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .room import Room
 
+pytestmark = pytest.mark.slow
+
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "seed": 11}
 MIN_P: dict[str, Any] = {"temperature": 1.0, "min_p": 0.05, "seed": 12}

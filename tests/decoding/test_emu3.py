@@ -16,6 +16,8 @@ from zipar_vllm.prepare import PreparedImage, prepare_images
 
 from .room import Room
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"64x64": (8, 8), "96x48": (6, 12)}
 
 

@@ -23,6 +23,8 @@ from zipar_vllm.prepare import PreparedImage, prepare_images
 
 from .room import Room
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"128x128": (8, 8), "192x96": (6, 12)}
 
 

@@ -24,6 +24,8 @@ from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .room import Room
 
+pytestmark = pytest.mark.slow
+
 GUIDED: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 3.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.9}
 LONG = [1, *range(5, 25), 2]

@@ -15,6 +15,8 @@ from zipar_vllm.prepare import PreparedImage, prepare_images
 
 from .room import Room
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from zipar_vllm.prepare import ADAPTIVE, PreparedImage
 
 from .room import Decoded, Room
 
+pytestmark = pytest.mark.slow
+
 DEVICE = torch.device("cuda" if has_gpu() else "cpu")
 GUIDED: dict[str, Any] = {"unconditional": NEGATIVE, "guidance_scale": 3.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11}

@@ -29,6 +29,8 @@ from zipar_vllm.decoding.policy import Drafts
 from zipar_vllm.decoding.sampler import score
 from zipar_vllm.decoding.triton_sampling import DraftColumns, SampleColumns, sample
 
+pytestmark = pytest.mark.slow
+
 DEVICE = torch.device("cuda" if has_gpu() else "cpu")
 MAX_SEED = 2**63 - 1
 FIRST_ID = 1000

@@ -18,6 +18,8 @@ from zipar_vllm.models.registry import find_problems, load_image_model
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import prepare_images
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Family:

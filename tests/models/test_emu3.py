@@ -18,6 +18,8 @@ from zipar_vllm.models.registry import check_image_model, load_image_model, load
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import prepare_images
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid(68, 120, row_terminator=True)
 
 

@@ -18,6 +18,8 @@ from zipar_vllm.core.grid import Grid
 from zipar_vllm.errors import UnusableModelError
 from zipar_vllm.models.registry import check_image_model, convert, load_image_model, load_spec
 
+pytestmark = pytest.mark.slow
+
 RANKS = {bytes([byte]): byte for byte in range(256)} | {
     piece: 256 + place
     for place, piece in enumerate((b"ca", b" a", b" ca", b"cat", b" cat", b"12", b"\xc3\xa9"))

@@ -19,6 +19,8 @@ from zipar_vllm.errors import UnusableModelError
 from zipar_vllm.models.janus import BEGIN, BEGIN_OF_IMAGE, PAD
 from zipar_vllm.models.registry import check_image_model, load_image_model, load_spec
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid(8, 8)
 
 

@@ -17,6 +17,8 @@ from tests.checkpoints.janus import make_janus
 from zipar_vllm.errors import UnusableModelError
 from zipar_vllm.models.registry import convert, load_image_model, load_spec
 
+pytestmark = pytest.mark.slow
+
 
 def original_name(name: str) -> str:
     """What the authors call a tensor of transformers' (their modeling_vlm.py and vq_model.py)."""

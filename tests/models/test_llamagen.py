@@ -18,6 +18,8 @@ from zipar_vllm.errors import InvalidOptionError, UnusableModelError
 from zipar_vllm.models.base import Prompts
 from zipar_vllm.models.registry import check_image_model, load_image_model, load_spec
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid(8, 8)
 
 

@@ -15,6 +15,8 @@ from tests.checkpoints.llamagen import HEADS, WIDTH, make_files
 from zipar_vllm.models.llamagen_files import convert
 from zipar_vllm.models.registry import check_image_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:

@@ -30,6 +30,8 @@ from zipar_vllm.models.registry import check_image_model, load_image_model, load
 from zipar_vllm.params import ImageOptions
 from zipar_vllm.prepare import prepare_images
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid(6, 10, row_terminator=True)
 YAML, WEIGHTS = "original_tokenizers/vqgan.yaml", "original_tokenizers/vqgan.ckpt"
 

@@ -14,6 +14,8 @@ from tests.checkpoints import emu3, emu35, janus, llamagen, lumina
 from zipar_vllm.models import tiles
 from zipar_vllm.models.registry import load_image_model
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Family:

@@ -18,6 +18,8 @@ from zipar_vllm.models import tiles
 from zipar_vllm.models.registry import load_image_model
 from zipar_vllm.models.tiles import Tail
 
+pytestmark = pytest.mark.slow
+
 CODES = torch.randint(0, 8_192, (1, 4, 24), generator=torch.Generator().manual_seed(1))
 
 

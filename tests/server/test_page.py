@@ -24,6 +24,7 @@ REFUSED = "Failed to load resource"
 
 # One browser for all tests, hence one event loop.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page is not driven"),
 ]
